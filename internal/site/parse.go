@@ -15,8 +15,8 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
+
+	"github.com/veilor/veilor-os/internal/strictyaml"
 )
 
 // maxSize bounds a site file: the real one has 3 KiB, so 1 MiB is a mistake.
@@ -38,23 +38,7 @@ var (
 )
 
 // Problem is one thing wrong with a site file.
-type Problem struct {
-	File string
-	Line int    // 1-based; 0 if unknown
-	Path string // "services[0].host"
-	Text string // what is wrong and what to write
-}
-
-func (p Problem) Error() string {
-	at := p.File
-	if p.Line > 0 {
-		at += ":" + strconv.Itoa(p.Line)
-	}
-	if p.Path != "" {
-		at += ": " + p.Path
-	}
-	return at + ": " + p.Text
-}
+type Problem = strictyaml.Problem
 
 // Load reads and checks the site file at path and the files that it names.
 // A named file that does not exist is left empty; see [Site.Complete].
@@ -97,36 +81,17 @@ func Parse(name string, data []byte) (*Site, error) {
 	if len(data) > maxSize {
 		return nil, Problem{File: name, Text: fmt.Sprintf("%d bytes; a site file has at most %d", len(data), maxSize)}
 	}
-	file, err := parser.ParseBytes(data, 0)
-	if err != nil {
-		return nil, yamlProblem(name, err)
-	}
 	var s Site
-	if err := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict()).Decode(&s); err != nil {
-		return nil, yamlProblem(name, err)
+	doc, err := strictyaml.Decode(name, data, &s, "see the comments in site/veilor.yaml for the keys there are")
+	if err != nil {
+		return nil, err
 	}
-	c := checker{name: name, file: file}
+	c := checker{doc: doc}
 	c.site(&s)
 	if len(c.problems) > 0 {
 		return nil, errors.Join(c.problems...)
 	}
 	return &s, nil
-}
-
-// yamlProblem turns the library's error into ours: position and one line.
-func yamlProblem(name string, err error) error {
-	p := Problem{File: name, Text: err.Error()}
-	var ye yaml.Error
-	if errors.As(err, &ye) {
-		p.Text = ye.GetMessage()
-		if t := ye.GetToken(); t != nil && t.Position != nil {
-			p.Line = t.Position.Line
-		}
-	}
-	if strings.HasPrefix(p.Text, "unknown field") {
-		p.Text += "; remove it or see the comments in site/veilor.yaml for the keys there are"
-	}
-	return p
 }
 
 // Complete returns an error that lists every fact which only the operator can
@@ -237,6 +202,17 @@ func checkPEM(data []byte) string {
 	return ""
 }
 
+// UnmarshalYAML takes the digits as they are written: a key that happens to
+// have no letters is still text, not a number.
+func (k *Key) UnmarshalYAML(b []byte) error {
+	text := string(bytes.TrimSpace(b))
+	if n := len(text); n >= 2 && (text[0] == '"' || text[0] == '\'') && text[n-1] == text[0] {
+		text = text[1 : n-1]
+	}
+	*k = Key(text)
+	return nil
+}
+
 // Bytes decodes k; nil if it is not a key.
 func (k Key) Bytes() []byte {
 	b, err := hex.DecodeString(string(k))
@@ -248,30 +224,12 @@ func (k Key) Bytes() []byte {
 
 // checker collects problems with their lines.
 type checker struct {
-	name     string
-	file     *ast.File
+	doc      *strictyaml.Document
 	problems []error
 }
 
 func (c *checker) add(path, format string, args ...any) {
-	c.problems = append(c.problems, Problem{File: c.name, Line: c.line(path), Path: path, Text: fmt.Sprintf(format, args...)})
-}
-
-// line is where path stands in the file, or where its nearest parent does.
-func (c *checker) line(path string) int {
-	for path != "" {
-		if p, err := yaml.PathString("$." + path); err == nil {
-			if n, err := p.FilterFile(c.file); err == nil && n != nil && n.GetToken() != nil {
-				return n.GetToken().Position.Line
-			}
-		}
-		if i := strings.LastIndexAny(path, ".["); i >= 0 {
-			path = path[:i]
-		} else {
-			path = ""
-		}
-	}
-	return 0
+	c.problems = append(c.problems, c.doc.Problem(path, format, args...))
 }
 
 func (c *checker) label(path, v, example string) {

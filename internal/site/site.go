@@ -77,7 +77,7 @@ type Host struct {
 	Name string `yaml:"name"`
 	Tier string `yaml:"tier"`
 	// Tailnet is the address Headscale gave it, if it serves anything.
-	Tailnet netip.Addr `yaml:"tailnet,omitempty"`
+	Tailnet netip.Addr `yaml:"tailnet"`
 	// Yggdrasil is its public key, 64 hex digits, if it serves anything.
 	Yggdrasil Key `yaml:"yggdrasil,omitempty"`
 }
@@ -107,7 +107,7 @@ type Peer struct {
 	// URL is what the TLS client says: its host is the SNI and the Host header.
 	URL string `yaml:"url"`
 	// Address is where the TCP connection really goes, so that no DNS is asked.
-	Address netip.AddrPort `yaml:"address,omitempty"`
+	Address netip.AddrPort `yaml:"address"`
 	// Key pins the node's identity.
 	Key Key `yaml:"key,omitempty"`
 }
