@@ -19,8 +19,8 @@ import (
 	"github.com/veilor/veilor-os/internal/strictyaml"
 )
 
-// maxSize bounds a site file: the real one has 3 KiB, so 1 MiB is a mistake.
-const maxSize = 1 << 20
+// maxSize bounds a site file: the real one has 3 KiB, so 64 KiB is another file.
+const maxSize = 64 << 10
 
 // Loopback is the part of 127/8 that belongs to veilor's services.
 var Loopback = netip.MustParsePrefix("127.83.0.0/24")
