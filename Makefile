@@ -1,0 +1,55 @@
+# veilor-os. `make help` lists what there is.
+#
+# Everything is installed from package registries; nothing is fetched by hand.
+# Programs are static (CGO_ENABLED=0), so that they run on any distribution.
+
+export CGO_ENABLED := 0
+GO ?= go
+
+# Results go here; CACHE holds what later runs re-use (roots, images, builds).
+OUT   ?= out
+CACHE ?= $(OUT)/cache
+
+.PHONY: help build test demo demo-short bench fuzz lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: need ## the product's programs, into bin/
+	$(GO) build -trimpath -buildvcs=false -o bin/ ./cmd/...
+
+.PHONY: need
+need:
+	@./lab/need.sh
+
+test: need lint ## every test there is; those of the lab need root and say so
+	$(GO) test ./...
+	cd lab && VEILOR_LAB_CACHE=$(abspath $(CACHE)) $(GO) test -timeout 60m ./...
+
+lint: need ## formatting and vet, for both modules
+	@bad=$$(gofmt -l cmd internal lab); [ -z "$$bad" ] || { echo "not formatted (run gofmt -w): $$bad" >&2; exit 1; }
+	$(GO) vet ./...
+	cd lab && $(GO) vet ./...
+
+demo: need ## the whole path, from the recipe to a laptop that stays reachable
+	cd lab && $(GO) build -buildvcs=false -o ../bin/demo ./cmd/demo
+	@./bin/demo --out $(OUT) --cache $(CACHE)
+
+demo-short: need ## the same without the long waits
+	cd lab && $(GO) build -buildvcs=false -o ../bin/demo ./cmd/demo
+	@./bin/demo --out $(OUT) --cache $(CACHE) --short
+
+bench: need ## the figures that are ratios measured in one run
+	$(GO) test -run '^$$' -bench . -benchtime 2s ./internal/...
+
+# Each target for this long.
+FUZZTIME ?= 10s
+fuzz: need ## every fuzz target for FUZZTIME
+	@for p in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+		done; \
+	done
+
+clean: ## remove results and cache
+	rm -rf bin $(OUT)
