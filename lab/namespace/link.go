@@ -1,0 +1,133 @@
+package namespace
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
+
+// End is one end of a cable.
+type End struct {
+	In *Namespace
+	// Name is the interface's name there, at most 15 bytes.
+	Name string
+	// Addresses in CIDR form: "10.88.1.1/24".
+	Addresses []string
+}
+
+// Cable joins two namespaces by a veth pair and brings both ends up.
+func Cable(a, b End) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = a.Name
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: b.Name, PeerNamespace: netlink.NsFd(b.In.FD())}
+	if err := a.In.links.LinkAdd(veth); err != nil {
+		return fmt.Errorf("laying a cable from %s to %s: %w", a.In.Name, b.In.Name, err)
+	}
+	for _, e := range []End{a, b} {
+		if err := e.In.Address(e.Name, e.Addresses...); err != nil {
+			return err
+		}
+		if err := e.In.Up(e.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Address adds addresses in CIDR form to an interface.
+func (n *Namespace) Address(link string, cidrs ...string) error {
+	l, err := n.links.LinkByName(link)
+	if err != nil {
+		return fmt.Errorf("finding %s in %s: %w", link, n.Name, err)
+	}
+	for _, c := range cidrs {
+		a, err := netlink.ParseAddr(c)
+		if err != nil {
+			return fmt.Errorf("reading address %q: %w", c, err)
+		}
+		if err := n.links.AddrAdd(l, a); err != nil {
+			return fmt.Errorf("adding %s to %s in %s: %w", c, link, n.Name, err)
+		}
+	}
+	return nil
+}
+
+// Up brings an interface up.
+func (n *Namespace) Up(link string) error {
+	l, err := n.links.LinkByName(link)
+	if err != nil {
+		return fmt.Errorf("finding %s in %s: %w", link, n.Name, err)
+	}
+	if err := n.links.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bringing %s up in %s: %w", link, n.Name, err)
+	}
+	return nil
+}
+
+// Gateway sends everything that is not on a link to via.
+func (n *Namespace) Gateway(via net.IP) error {
+	if err := n.links.RouteAdd(&netlink.Route{Gw: via}); err != nil {
+		return fmt.Errorf("adding the route of %s via %s: %w", n.Name, via, err)
+	}
+	return nil
+}
+
+// Bridge makes a bridge of the named interfaces, which must exist, and brings
+// it up.
+func (n *Namespace) Bridge(name string, ports ...string) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	br := &netlink.Bridge{LinkAttrs: attrs}
+	if err := n.links.LinkAdd(br); err != nil {
+		return fmt.Errorf("making bridge %s in %s: %w", name, n.Name, err)
+	}
+	for _, p := range ports {
+		if err := n.Plug(name, p); err != nil {
+			return err
+		}
+	}
+	return n.Up(name)
+}
+
+// Plug makes an existing interface a port of a bridge and brings it up.
+func (n *Namespace) Plug(bridge, port string) error {
+	br, err := n.links.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("finding %s in %s: %w", bridge, n.Name, err)
+	}
+	l, err := n.links.LinkByName(port)
+	if err != nil {
+		return fmt.Errorf("finding %s in %s: %w", port, n.Name, err)
+	}
+	if err := n.links.LinkSetMaster(l, br); err != nil {
+		return fmt.Errorf("plugging %s into %s in %s: %w", port, bridge, n.Name, err)
+	}
+	return n.Up(port)
+}
+
+// Tap makes a persistent tap, which an emulator in this namespace opens by
+// name (with a virtio-net header), and brings it up.
+func (n *Namespace) Tap(name string) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	tap := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR}
+	// TUNSETIFF makes the device in the namespace of the calling thread.
+	if err := n.Do(func() error { return netlink.LinkAdd(tap) }); err != nil {
+		return fmt.Errorf("making tap %s in %s: %w", name, n.Name, err)
+	}
+	return n.Up(name)
+}
+
+// Sysctl sets a network setting of the namespace: "net.ipv4.ip_forward".
+func (n *Namespace) Sysctl(key, value string) error {
+	path := filepath.Join("/proc/sys", strings.ReplaceAll(key, ".", "/"))
+	// /proc/sys/net shows the namespace of the thread that opens it.
+	if err := n.Do(func() error { return os.WriteFile(path, []byte(value), 0) }); err != nil {
+		return fmt.Errorf("setting %s in %s: %w", key, n.Name, err)
+	}
+	return nil
+}
