@@ -271,6 +271,7 @@ func (m *Machine) join(now time.Time, i int, acts []Action) []Action {
 // must not be dialled for ever at the shortest pause.
 func (m *Machine) ended(now time.Time) {
 	t := &m.targets[m.peer]
+	m.joined, m.suspectAt = 0, time.Time{}
 	if now.Sub(m.joinedAt) < ShortLife {
 		t.sick++
 		if t.idle() {
@@ -279,7 +280,6 @@ func (m *Machine) ended(now time.Time) {
 	} else {
 		t.sick, t.failures, t.notUntil = 0, 0, time.Time{}
 	}
-	m.joined, m.suspectAt = 0, time.Time{}
 	if m.raceAt.IsZero() {
 		m.raceAt = now
 	}
