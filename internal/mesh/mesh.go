@@ -168,6 +168,10 @@ type Health struct {
 	Answer time.Time
 	// RTT is the time that the last answered TCP handshake took.
 	RTT time.Duration
+	// Tried is when an attempt last began, or found no interface.
+	Tried time.Time
+	// Doubt says that an attempt is unanswered for longer than Stagger.
+	Doubt bool
 	// Err is why the last failed attempt failed; empty once answered.
 	Err string
 }
@@ -256,6 +260,7 @@ func (s *Service) On(e Event) []Change {
 	before := l.State
 	switch e.Kind {
 	case Begun:
+		l.Tried = e.At
 		if l.State == Off {
 			l.lose(Suspect, e.At)
 		}
@@ -272,7 +277,7 @@ func (s *Service) On(e Event) []Change {
 		}
 	case Absent:
 		l.pending, l.failed = nil, nil
-		l.Err = e.Err
+		l.Err, l.Tried = e.Err, e.At
 		l.lose(Off, e.At)
 	}
 	if l.State == Off {
@@ -440,10 +445,12 @@ func (s *Service) choose(now time.Time) {
 func (s *Service) Active() (l Layer, since time.Time) { return s.active, s.since }
 
 // Health returns the records, preferred layer first.
-func (s *Service) Health() []Health {
+func (s *Service) Health(now time.Time) []Health {
 	hs := make([]Health, len(s.layers))
 	for i, l := range s.layers {
 		hs[i] = l.Health
+		since, misses := l.silence()
+		hs[i].Doubt = misses > 0 && now.Sub(since) > Stagger
 	}
 	return hs
 }
