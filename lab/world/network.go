@@ -1,0 +1,96 @@
+package world
+
+import (
+	"net"
+	"net/netip"
+
+	"github.com/veilor/veilor-os/lab/namespace"
+)
+
+// The addresses of the world. All names are in lab.test (RFC 6761: .test is
+// nobody's).
+var (
+	// Control is hs.lab.test: Headscale, its DERP and STUN.
+	Control = netip.MustParseAddr("10.88.3.10")
+	// EdgeAddress is edge.lab.test: the Yggdrasil edge behind TLS.
+	EdgeAddress = netip.MustParseAddr("10.88.3.20")
+	// PeerAddress is peer.lab.test: the public Yggdrasil peer behind TLS.
+	PeerAddress = netip.MustParseAddr("10.88.5.10")
+	// LaptopAddress is what the laptop gets by DHCP.
+	LaptopAddress = netip.MustParseAddr("10.88.1.10")
+)
+
+const (
+	// Tap is the interface in the namespace Laptop that the VM opens.
+	Tap = "tap0"
+	// LaptopMAC is the VM's network card (QEMU's prefix 52:54:00). With it the
+	// laptop gets LaptopAddress whatever client identifier initrd and system use.
+	LaptopMAC = "52:54:00:88:01:0a"
+
+	toLaptop, toHome, toPeer = "to-laptop", "to-home", "to-peer"
+)
+
+// network makes the namespaces and the cables between them.
+func (w *World) network() error {
+	for _, n := range []struct {
+		to      **namespace.Namespace
+		name    string
+		resolve string
+		want    bool
+	}{
+		{&w.ISP, "isp", "", true},
+		{&w.Home, "home", "10.88.3.1", true},
+		{&w.Peer, "peer", "", true},
+		{&w.Laptop, "laptop", "", true},
+		{&w.Guest, "guest", "10.88.1.1", w.cfg.Guest},
+	} {
+		if !n.want {
+			continue
+		}
+		o := namespace.Options{Dir: w.cfg.Names}
+		if n.resolve != "" {
+			o.ResolvConf = "nameserver " + n.resolve + "\n"
+		}
+		ns, err := namespace.New(n.name, o)
+		if err != nil {
+			return err
+		}
+		*n.to = ns
+	}
+	type end = namespace.End
+	for _, c := range [][2]end{
+		{{In: w.ISP, Name: toLaptop, Addresses: []string{"10.88.1.1/24"}}, {In: w.Laptop, Name: "uplink"}},
+		{{In: w.ISP, Name: toHome, Addresses: []string{"10.88.3.1/24"}}, {In: w.Home, Name: "eth0", Addresses: []string{"10.88.3.10/24", "10.88.3.20/24"}}},
+		{{In: w.ISP, Name: toPeer, Addresses: []string{"10.88.5.1/24"}}, {In: w.Peer, Name: "eth0", Addresses: []string{"10.88.5.10/24"}}},
+	} {
+		if err := namespace.Cable(c[0], c[1]); err != nil {
+			return err
+		}
+	}
+	if err := w.ISP.Sysctl("net.ipv4.ip_forward", "1"); err != nil {
+		return err
+	}
+	if err := w.Laptop.Tap(Tap); err != nil {
+		return err
+	}
+	if err := w.Laptop.Bridge("br0", "uplink", Tap); err != nil {
+		return err
+	}
+	routes := map[*namespace.Namespace]string{w.Home: "10.88.3.1", w.Peer: "10.88.5.1"}
+	if w.Guest != nil {
+		err := namespace.Cable(end{In: w.Laptop, Name: "guest"}, end{In: w.Guest, Name: "eth0", Addresses: []string{LaptopAddress.String() + "/24"}})
+		if err != nil {
+			return err
+		}
+		if err := w.Laptop.Plug("br0", "guest"); err != nil {
+			return err
+		}
+		routes[w.Guest] = "10.88.1.1"
+	}
+	for ns, via := range routes {
+		if err := ns.Gateway(net.ParseIP(via)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,265 @@
+// Package world builds everything outside the laptop: an ISP with a censor in
+// it, the operator's home (Headscale with DERP, the service x.veilor, a
+// Yggdrasil edge) and a public Yggdrasil peer in another network. All of it is
+// the real software, in network namespaces that have no route to the host.
+//
+//	laptop ── br0 ─┬─ tap0 (the VM)         10.88.1.10, by DHCP
+//	               ├─ guest (no VM: a test)  10.88.1.10
+//	               └───────┐
+//	                      isp   10.88.1.1  10.88.3.1  10.88.5.1
+//	                       │    DHCP, DNS of *.lab.test; the censor
+//	        ┌──────────────┴───────────┐
+//	      home                        peer
+//	 10.88.3.10 hs.lab.test      10.88.5.10 peer.lab.test
+//	 10.88.3.20 edge.lab.test
+package world
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/lab/censor"
+	"github.com/veilor/veilor-os/lab/daemon"
+	"github.com/veilor/veilor-os/lab/headscale"
+	"github.com/veilor/veilor-os/lab/namespace"
+	"github.com/veilor/veilor-os/lab/webca"
+)
+
+// Tools are the programs that the world runs.
+type Tools struct {
+	Headscale, Tailscaled, Tailscale string
+	// VeilorYgg is the product's Yggdrasil node, here in its role as an edge.
+	VeilorYgg string
+	// PublicPeer is cmd/publicpeer.
+	PublicPeer string
+	// Dnsmasq makes a command of dnsmasq, wherever it is installed.
+	Dnsmasq func(args ...string) *exec.Cmd
+}
+
+// Config says where things are. Directories are made if need be.
+type Config struct {
+	Tools Tools
+	// Site is the lab's site. Its first service is served at home.
+	Site *site.Site
+	// EdgeKey and PeerKey are files with the private keys (PEM) of the home node
+	// and of the public peer.
+	EdgeKey, PeerKey string
+	// Service is the certificate of the site's authority for the first service.
+	Service tls.Certificate
+	// WebCA is the lab's stand-in for the public web PKI.
+	WebCA *webca.CA
+
+	// Run is for what lasts as long as the world: sockets, databases. It must be
+	// empty, and its path short (a socket's path has 107 bytes).
+	Run string
+	// Logs is for the output of every daemon.
+	Logs string
+	// Names is for the names of the namespaces: /run/netns.
+	Names string
+
+	// Guest makes a further namespace on the laptop's bridge with the laptop's
+	// address, to run the laptop's programs without a VM.
+	Guest bool
+	// Progress, if set, is told what comes up next.
+	Progress func(what string)
+}
+
+// World is a running world.
+type World struct {
+	// ISP, Home, Peer and Laptop always exist; Guest only if asked for.
+	ISP, Home, Peer, Laptop, Guest *namespace.Namespace
+	// Censor acts in ISP.
+	Censor *censor.Censor
+	// Headscale is the control server at home.
+	Headscale *headscale.Server
+	// Edge is the Yggdrasil node at home.
+	Edge *Edge
+
+	cfg     Config
+	closers []func()
+	stop    func() bool // of the context's AfterFunc
+	once    sync.Once
+
+	mu      sync.Mutex
+	daemons []*daemon.Daemon
+	closed  chan struct{}
+}
+
+// Start brings the world up and returns when all of it answers. It is torn down
+// by Close or with ctx, whichever comes first.
+func Start(ctx context.Context, cfg Config) (*World, error) {
+	for _, dir := range []string{cfg.Run, cfg.Logs} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("starting the world: %w", err)
+		}
+	}
+	if left, err := os.ReadDir(cfg.Run); err != nil || len(left) > 0 {
+		return nil, fmt.Errorf("starting the world: %s is not an empty directory (%v); a world does not go on with another's state", cfg.Run, err)
+	}
+	if cfg.Progress == nil {
+		cfg.Progress = func(string) {}
+	}
+	w := &World{cfg: cfg, closed: make(chan struct{})}
+	if err := w.start(ctx); err != nil {
+		w.Close()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("starting the world: %w", err)
+	}
+	// Only now: every step of start heeds ctx itself.
+	w.stop = context.AfterFunc(ctx, w.Close)
+	return w, nil
+}
+
+func (w *World) start(ctx context.Context) error {
+	w.cfg.Progress("networks")
+	if err := w.network(); err != nil {
+		return err
+	}
+	var err error
+	if w.Censor, err = censor.New(w.ISP.FD(), toLaptop); err != nil {
+		return err
+	}
+	w.cfg.Progress("DNS, Headscale, Yggdrasil edge and public peer")
+	var g errgroup.Group
+	g.Go(w.startDNS)
+	g.Go(func() error { return w.startHeadscale(ctx) })
+	g.Go(func() error { return w.startPeer(ctx) })
+	g.Go(func() error { return w.startEdge(ctx) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	w.cfg.Progress("the service's host joins the tailnet")
+	if err := w.joinHost(ctx); err != nil {
+		return err
+	}
+	return w.startService()
+}
+
+// startHeadscale runs the control server with the policy of the site's tiers.
+func (w *World) startHeadscale(ctx context.Context) error {
+	dir, err := w.dir("hs")
+	if err != nil {
+		return err
+	}
+	host := w.cfg.Site.ControlHost()
+	cert, key, err := w.cfg.WebCA.Files(host)
+	if err != nil {
+		return err
+	}
+	srv, err := headscale.Start(ctx, w.Home, headscale.Config{
+		Binary: w.cfg.Tools.Headscale, Dir: dir, Log: w.log("headscale"), Host: host, Address: Control,
+		CertFile: cert, KeyFile: key, RootFile: w.cfg.WebCA.CertFile(),
+	})
+	if err != nil {
+		return err
+	}
+	w.keep(srv.Daemon)
+	w.Headscale = srv
+	policy, err := headscale.Policy(w.cfg.Site)
+	if err != nil {
+		return err
+	}
+	return srv.API.SetPolicy(ctx, policy)
+}
+
+// service is the site's first service and its host.
+func (w *World) service() (site.Service, site.Host) {
+	v := w.cfg.Site.Services[0]
+	h, _ := w.cfg.Site.Host(v.Host)
+	return v, h
+}
+
+// ServiceAddresses are where the first service really is: on the tailnet and in
+// Yggdrasil.
+func (w *World) ServiceAddresses() (tailnet, yggdrasil netip.Addr) {
+	_, h := w.service()
+	return h.Tailnet, Address(h.Yggdrasil)
+}
+
+// Healthy returns an error if a daemon has ended by itself.
+func (w *World) Healthy() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var errs []error
+	for _, d := range w.daemons {
+		errs = append(errs, d.Exited())
+	}
+	return errors.Join(errs...)
+}
+
+// Close ends every process and removes every namespace of the world.
+func (w *World) Close() {
+	w.once.Do(func() {
+		defer close(w.closed)
+		if w.stop != nil {
+			w.stop()
+		}
+		w.mu.Lock()
+		daemons, closers := w.daemons, w.closers
+		w.daemons, w.closers = nil, nil
+		w.mu.Unlock()
+		for i := len(closers) - 1; i >= 0; i-- {
+			closers[i]()
+		}
+		var wg sync.WaitGroup
+		for _, d := range daemons {
+			wg.Go(d.Stop)
+		}
+		wg.Wait()
+		for _, ns := range []*namespace.Namespace{w.Guest, w.Laptop, w.Peer, w.Home, w.ISP} {
+			if ns != nil {
+				ns.Close()
+			}
+		}
+	})
+	<-w.closed
+}
+
+// keep has d stopped with the world.
+func (w *World) keep(d *daemon.Daemon) {
+	w.mu.Lock()
+	w.daemons = append(w.daemons, d)
+	w.mu.Unlock()
+}
+
+// drop forgets d, which somebody else has stopped.
+func (w *World) drop(d *daemon.Daemon) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, have := range w.daemons {
+		if have == d {
+			w.daemons = append(w.daemons[:i:i], w.daemons[i+1:]...)
+			return
+		}
+	}
+}
+
+// onClose has f called before the daemons are stopped.
+func (w *World) onClose(f func()) {
+	w.mu.Lock()
+	w.closers = append(w.closers, f)
+	w.mu.Unlock()
+}
+
+func (w *World) log(name string) string { return filepath.Join(w.cfg.Logs, name+".log") }
+
+// dir makes a private directory for one daemon.
+func (w *World) dir(name string) (string, error) {
+	d := filepath.Join(w.cfg.Run, name)
+	if err := os.Mkdir(d, 0o700); err != nil {
+		return "", fmt.Errorf("making a directory for %s: %w", name, err)
+	}
+	return d, nil
+}

@@ -1,0 +1,428 @@
+package world_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/veilor/veilor-os/lab/censor"
+	"github.com/veilor/veilor-os/lab/namespace"
+	"github.com/veilor/veilor-os/lab/sandbox"
+	labsite "github.com/veilor/veilor-os/lab/site"
+	"github.com/veilor/veilor-os/lab/webca"
+	"github.com/veilor/veilor-os/lab/world"
+)
+
+func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
+
+// toolsVar names a directory with headscale, tailscaled, tailscale, veilor-ygg
+// and publicpeer; without it they are built, which takes minutes the first time.
+const toolsVar = "VEILOR_LAB_TOOLS"
+
+func tools(t *testing.T) world.Tools {
+	t.Helper()
+	dnsmasq, err := exec.LookPath("dnsmasq")
+	if err != nil {
+		t.Skip("SKIPPED, the world is NOT tested: no dnsmasq here; apt-get install dnsmasq-base")
+	}
+	dir := os.Getenv(toolsVar)
+	if dir == "" {
+		dir = t.TempDir()
+		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", dir,
+			"github.com/juanfont/headscale/cmd/headscale", "tailscale.com/cmd/tailscaled", "tailscale.com/cmd/tailscale",
+			"github.com/veilor/veilor-os/lab/cmd/publicpeer", "github.com/veilor/veilor-os/cmd/veilor-ygg")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("building the world's programs: %v\n%s", err, out)
+		}
+	}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	return world.Tools{
+		Headscale: at("headscale"), Tailscaled: at("tailscaled"), Tailscale: at("tailscale"),
+		VeilorYgg: at("veilor-ygg"), PublicPeer: at("publicpeer"),
+		Dnsmasq: func(args ...string) *exec.Cmd { return exec.Command(dnsmasq, args...) },
+	}
+}
+
+// authority is a CA with a leaf for the service, made for one test.
+func authority(t *testing.T) (caPEM []byte, leaf tls.Certificate, pool *x509.CertPool) {
+	t.Helper()
+	sign := func(c, parent *x509.Certificate, pub *ecdsa.PrivateKey, by *ecdsa.PrivateKey) []byte {
+		c.SerialNumber = big.NewInt(time.Now().UnixNano())
+		c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, &pub.PublicKey, by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	key := func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	caKey, leafKey := key(), key()
+	ca := &x509.Certificate{Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, PermittedDNSDomains: []string{"veilor"}, PermittedDNSDomainsCritical: true}
+	caDER := sign(ca, ca, caKey, caKey)
+	ca, _ = x509.ParseCertificate(caDER)
+	leafDER := sign(&x509.Certificate{DNSNames: []string{labsite.ServiceName}}, ca, leafKey, caKey)
+	pool = x509.NewCertPool()
+	pool.AddCert(ca)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}),
+		tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: leafKey}, pool
+}
+
+// publicKeyPEM is a key in the place of one that signs images.
+func publicKeyPEM(t *testing.T) []byte {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(&k.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+}
+
+type fixture struct {
+	cfg  world.Config
+	pool *x509.CertPool // the site's authority
+	lab  *labsite.Lab
+}
+
+func prepare(t *testing.T) *fixture {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED, the world is NOT tested: namespaces need root")
+	}
+	tools := tools(t)
+	// Not t.TempDir: its path is longer than a socket's may be.
+	dir, err := os.MkdirTemp("", "world")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	caPEM, leaf, pool := authority(t)
+	lab, err := labsite.Write(filepath.Join(dir, "site"), labsite.Public{
+		Authority: caPEM,
+		ImageKeys: map[string][]byte{"ci": publicKeyPEM(t), "release": publicKeyPEM(t)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := webca.Open(filepath.Join(dir, "web"), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs := filepath.Join(dir, "logs")
+	t.Cleanup(func() {
+		if t.Failed() {
+			showLogs(t, logs)
+		}
+	})
+	return &fixture{pool: pool, lab: lab, cfg: world.Config{
+		Tools: tools, Site: lab.Site, EdgeKey: lab.EdgeKey, PeerKey: lab.PeerKey, Service: leaf, WebCA: ca,
+		Run: filepath.Join(dir, "run"), Logs: logs, Names: filepath.Join(dir, "netns"), Guest: true,
+		Progress: func(what string) { t.Log(what) },
+	}}
+}
+
+func showLogs(t *testing.T, dir string) {
+	files, _ := filepath.Glob(filepath.Join(dir, "*.log"))
+	for _, f := range files {
+		data, _ := os.ReadFile(f)
+		if len(data) > 3000 {
+			data = data[len(data)-3000:]
+		}
+		t.Logf("%s ends:\n%s", filepath.Base(f), data)
+	}
+}
+
+// get fetches https://x.veilor/ on a new connection to address from ns.
+func get(ctx context.Context, ns *namespace.Namespace, pool *x509.CertPool, address netip.Addr, timeout time.Duration) (from netip.Addr, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	h := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool},
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return ns.DialContext(ctx, network, netip.AddrPortFrom(address, 443).String())
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://x.veilor/", nil)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	resp, err := h.Do(req)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	var answer struct{ From netip.Addr }
+	if err := json.Unmarshal(text, &answer); err != nil {
+		return netip.Addr{}, fmt.Errorf("%q: %w", text, err)
+	}
+	return answer.From, nil
+}
+
+func TestWorld(t *testing.T) {
+	f := prepare(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	began := time.Now()
+	lap := func(what string) {
+		t.Logf("%-40s %6.2f s", what, time.Since(began).Seconds())
+		began = time.Now()
+	}
+	w, err := world.Start(ctx, f.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	lap("world up")
+
+	// The laptop's way in, as a process instead of a VM.
+	key, err := w.Headscale.API.CreateKey(ctx, "tag:guest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lap("key minted")
+	guest, err := w.Join(ctx, w.Guest, "guest", key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lap("guest joined as " + guest.Address.String())
+	tailnet, yggdrasil := w.ServiceAddresses()
+	from, err := get(ctx, w.Guest, f.pool, tailnet, 10*time.Second)
+	if err != nil || from != guest.Address {
+		t.Fatalf("over the tailnet: from %v, %v; want %v", from, err, guest.Address)
+	}
+	lap("first answer over the tailnet")
+
+	t.Run("key is spent", func(t *testing.T) {
+		keys, err := w.Headscale.API.Keys(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range keys {
+			if !k.Used || strings.Contains(k.Secret, key.Secret[30:]) {
+				t.Errorf("key %s: used %t", k.ID, k.Used)
+			}
+		}
+	})
+	t.Run("key is revoked", func(t *testing.T) {
+		k, err := w.Headscale.API.CreateKey(ctx, "tag:guest")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Headscale.API.ExpireKey(ctx, k.ID); err != nil {
+			t.Error(err)
+		}
+		if err := w.Headscale.API.ExpireKey(ctx, "777"); err == nil {
+			t.Error("a key that does not exist was expired without an error")
+		}
+	})
+	t.Run("a guest reaches x.veilor:443 and nothing else", func(t *testing.T) {
+		l, err := w.Home.Listen("tcp", netip.AddrPortFrom(tailnet, 22).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		dial, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if c, err := w.Guest.DialContext(dial, "tcp", l.Addr().String()); err == nil {
+			c.Close()
+			t.Error("port 22 answers")
+		}
+	})
+	t.Run("DNS knows lab.test and nothing else", func(t *testing.T) {
+		for name, want := range map[string]string{"hs.lab.test": "10.88.3.10", "edge.lab.test": "10.88.3.20", "example.org": ""} {
+			cmd := exec.Command("getent", "ahostsv4", name)
+			var out strings.Builder
+			cmd.Stdout = &out
+			err := w.Guest.Run(cmd)
+			if want == "" && err == nil || want != "" && !strings.HasPrefix(out.String(), want+" ") {
+				t.Errorf("%s: %q, %v; want %q", name, out.String(), err, want)
+			}
+		}
+	})
+	t.Run("no way out", func(t *testing.T) {
+		for _, ns := range []*namespace.Namespace{w.ISP, w.Home, w.Peer, w.Laptop, w.Guest} {
+			dial, cancel := context.WithTimeout(ctx, time.Second)
+			if c, err := ns.DialContext(dial, "tcp", "192.0.2.1:80"); err == nil {
+				c.Close()
+				t.Errorf("%s reaches the Internet", ns.Name)
+			}
+			cancel()
+		}
+	})
+	if yggdrasil.Is4() || !netip.MustParsePrefix("200::/7").Contains(yggdrasil) {
+		t.Errorf("the service's Yggdrasil address is %v", yggdrasil)
+	}
+	began = time.Now()
+	yggLeg(ctx, t, f, w, yggdrasil)
+	lap("Yggdrasil: edge, public peer, censored")
+
+	t.Run("censor", func(t *testing.T) {
+		if err := w.Censor.Block(censor.UDP(), censor.Host("control", world.Control)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := get(ctx, w.Guest, f.pool, tailnet, 3*time.Second); err == nil {
+			t.Error("the tailnet answers though UDP and control are blocked")
+		}
+		for _, rule := range []string{"udp", "control"} {
+			if err := w.Censor.Hit(rule); err != nil {
+				t.Error(err)
+			}
+		}
+		hits, err := w.Censor.Clear()
+		t.Log("dropped:", hits)
+		if err != nil || len(hits) != 2 {
+			t.Fatal(hits, err)
+		}
+		began := time.Now()
+		for {
+			if _, err = get(ctx, w.Guest, f.pool, tailnet, time.Second); err == nil {
+				break
+			}
+			if time.Since(began) > 60*time.Second {
+				t.Fatal("the tailnet does not come back: ", err)
+			}
+		}
+		t.Logf("back on the tailnet after %.2f s", time.Since(began).Seconds())
+	})
+	if err := w.Healthy(); err != nil {
+		t.Error(err)
+	}
+	began = time.Now()
+	w.Close()
+	lap("world down")
+	gone(t, f)
+
+	// A second world where the first was.
+	os.RemoveAll(f.cfg.Run)
+	w, err = world.Start(ctx, f.cfg)
+	if err != nil {
+		t.Fatal("starting again: ", err)
+	}
+	lap("world up again")
+	cancel()
+	w.Close()
+	gone(t, f)
+}
+
+// yggLeg reaches the service over Yggdrasil through the edge, and through the
+// public peer when the edge is blocked.
+func yggLeg(ctx context.Context, t *testing.T, f *fixture, w *world.World, service netip.Addr) {
+	t.Helper()
+	dir := filepath.Join(f.cfg.Run, "guest-ygg")
+	laptop, err := labsite.Write(dir, labsite.Public{Authority: f.lab.Authority.Data,
+		ImageKeys: map[string][]byte{"ci": f.lab.Authority.Data, "release": f.lab.Authority.Data}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, _ := laptop.Host(labsite.HostName)
+	if err := w.Edge.Admit(ctx, h.Yggdrasil); err != nil {
+		t.Fatal(err)
+	}
+	s := f.lab.Site
+	text, err := json.Marshal(map[string]any{
+		"IfName": "ygg0", "IfMTU": 1280, "PrivateKeyPath": laptop.EdgeKey, "AdminListen": "unix://" + filepath.Join(dir, "admin.sock"),
+		"Listen": []string{}, "AllowedPublicKeys": s.PeerKeys(), "Edges": s.Yggdrasil.Edges, "PublicPeers": s.Yggdrasil.Public, "Accept": []int{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "ygg.json")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(f.cfg.Logs, "guest-ygg.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(f.cfg.Tools.VeilorYgg, "run", "--config", file)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := w.Guest.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cmd.Process.Signal(os.Interrupt)
+		cmd.Wait()
+	}()
+	await := func(what string, limit time.Duration) {
+		began := time.Now()
+		for {
+			from, err := get(ctx, w.Guest, f.pool, service, time.Second)
+			if err == nil {
+				t.Logf("%s: answer from %v after %.2f s", what, from, time.Since(began).Seconds())
+				if want := world.Address(h.Yggdrasil); from != want {
+					t.Errorf("%s: from %v, want %v", what, from, want)
+				}
+				return
+			}
+			if time.Since(began) > limit {
+				t.Errorf("%s: no answer in %v: %v", what, limit, err)
+				return
+			}
+		}
+	}
+	await("Yggdrasil", 20*time.Second)
+	if err := w.Censor.Block(censor.UDP(), censor.Host("control", world.Control), censor.Host("edge", world.EdgeAddress)); err != nil {
+		t.Fatal(err)
+	}
+	await("Yggdrasil without the edge", 30*time.Second)
+	if err := w.Censor.Hit("edge"); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.Censor.Clear(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// gone fails the test if the world has left anything.
+func gone(t *testing.T, f *fixture) {
+	t.Helper()
+	if left, _ := os.ReadDir(f.cfg.Names); len(left) > 0 {
+		t.Errorf("namespaces are left: %v", left)
+	}
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		line, _ := os.ReadFile(p)
+		text := strings.ReplaceAll(string(line), "\x00", " ")
+		if strings.Contains(text, f.cfg.Run) || strings.Contains(text, f.cfg.PeerKey) || strings.Contains(text, "--keep-in-foreground") {
+			t.Errorf("process %s is left: %s", p, text)
+		}
+	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	if strings.Contains(string(mounts), f.cfg.Names) {
+		t.Error("mounts are left")
+	}
+}
