@@ -20,7 +20,7 @@ build: need ## the product's programs, into bin/
 
 .PHONY: need
 need:
-	@./lab/need.sh
+	@./lab/need.sh $(abspath $(CACHE))
 
 test: need lint ## every test there is; those of the lab need root and say so
 	$(GO) test ./...
