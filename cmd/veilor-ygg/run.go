@@ -1,0 +1,57 @@
+package main
+
+import (
+	"log/slog"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"github.com/veilor/veilor-os/internal/yggdrasil"
+)
+
+const (
+	defaultConfig = "/usr/share/veilor/ygg.json"
+	defaultKey    = "/var/lib/veilor-ygg/key.pem"
+)
+
+func runCommand() *cobra.Command {
+	var config string
+	var debug bool
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the node until SIGTERM",
+		Long: `Run the node until SIGTERM. It needs CAP_NET_ADMIN and /dev/net/tun.
+
+On the first start it makes its key. It loads a packet filter that closes its
+interface, then makes the interface, then looks for a peer. systemd is told when
+the interface is up; there may be no peer yet, and a machine without a network
+keeps looking.
+
+What is told on standard error (the journal, under systemd) names peers and
+reasons, and neither keys nor the addresses of guests.`,
+		Example: "  veilor-ygg run --config /usr/share/veilor/ygg.json",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := yggdrasil.LoadConfig(config)
+			if err != nil {
+				return err
+			}
+			level := slog.LevelInfo
+			if debug {
+				level = slog.LevelDebug
+			}
+			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			defer daemon.SdNotify(false, daemon.SdNotifyStopping)
+			return yggdrasil.Run(cmd.Context(), cfg, log, func() {
+				log.Info("ready", "interface", cfg.IfName)
+				// Without systemd there is nobody to notify and no error.
+				if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+					log.Warn("notifying systemd", "err", err)
+				}
+			})
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", defaultConfig, "configuration `FILE`")
+	cmd.Flags().BoolVar(&debug, "debug", false, "say more on standard error")
+	return cmd
+}

@@ -1,0 +1,160 @@
+package yggdrasil
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/yggdrasil-network/yggdrasil-go/src/admin"
+	"github.com/yggdrasil-network/yggdrasil-go/src/core"
+)
+
+// The admin socket speaks the library's protocol (src/admin/admin.go), but it
+// is ours: the library's own lets whoever can open it add a second peer, and
+// ends the whole process when the path is taken. Ours only answers questions,
+// so every user of the machine may ask.
+const (
+	// adminTimeout is how long one request may take to arrive and its answer to
+	// be taken.
+	adminTimeout = 5 * time.Second
+	// maxRequest and maxReply bound a message. An edge with a thousand guests
+	// answers getPeers with some 400 KiB.
+	maxRequest = 4 << 10
+	maxReply   = 8 << 20
+	// maxAdmin is how many may ask at once.
+	maxAdmin = 16
+)
+
+// PeerEntry is one peering in the answer to getPeers: the library's, and the
+// name that the configuration gives the peer.
+type PeerEntry struct {
+	Name string `json:"name,omitempty"`
+	admin.PeerEntry
+}
+
+type peersReply struct {
+	Peers []PeerEntry `json:"peers"`
+}
+
+// adminServer answers questions about a node.
+type adminServer struct {
+	core *core.Core
+	list net.Listener
+}
+
+// listenAdmin takes the path over from a process that is gone, and refuses if
+// one still answers there.
+func listenAdmin(ctx context.Context, path string, c *core.Core) (*adminServer, error) {
+	if conn, err := net.DialTimeout("unix", path, adminTimeout); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("opening the admin socket: somebody answers on %s: is another veilor-ygg running? (`systemctl status veilor-ygg`)", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("opening the admin socket: %w", err)
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the admin socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("opening the admin socket: %w", err)
+	}
+	return &adminServer{core: c, list: l}, nil
+}
+
+// serve answers until the listener is closed.
+func (s *adminServer) serve() {
+	slots := make(chan struct{}, maxAdmin)
+	for {
+		conn, err := s.list.Accept()
+		if err != nil {
+			return
+		}
+		slots <- struct{}{}
+		go func() {
+			defer func() { conn.Close(); <-slots }()
+			s.talk(conn)
+		}()
+	}
+}
+
+func (s *adminServer) talk(conn net.Conn) {
+	enc := json.NewEncoder(conn)
+	for {
+		conn.SetDeadline(time.Now().Add(adminTimeout))
+		var req admin.AdminSocketRequest
+		// A decoder for each request, so that the bound is for each too; a
+		// client that keeps the connection waits for each answer.
+		if err := json.NewDecoder(io.LimitReader(conn, maxRequest)).Decode(&req); err != nil {
+			if !errors.Is(err, io.EOF) {
+				enc.Encode(admin.AdminSocketResponse{Status: "error", Error: "failed to find request"})
+			}
+			return
+		}
+		resp := admin.AdminSocketResponse{Status: "success", Request: req}
+		answer, err := s.answer(req.Name)
+		if err == nil {
+			resp.Response, err = json.Marshal(answer)
+		}
+		if err != nil {
+			resp.Status, resp.Error = "error", err.Error()
+		}
+		if enc.Encode(resp) != nil || !req.KeepAlive {
+			return
+		}
+	}
+}
+
+func (s *adminServer) answer(name string) (any, error) {
+	switch strings.ToLower(name) {
+	case "":
+		return nil, errors.New("no request specified")
+	case "list":
+		return admin.ListResponse{List: []admin.ListEntry{
+			{Command: "getPeers", Description: "Show directly connected peers"},
+			{Command: "getSelf", Description: "Show details about this node"},
+			{Command: "list", Description: "List available commands"},
+		}}, nil
+	case "getself":
+		self, subnet := s.core.GetSelf(), s.core.Subnet()
+		return admin.GetSelfResponse{
+			PublicKey: hex.EncodeToString(self.Key), IPAddress: s.core.Address().String(),
+			Subnet: subnet.String(), RoutingEntries: self.RoutingEntries,
+		}, nil
+	case "getpeers":
+		return s.peers(), nil
+	}
+	return nil, fmt.Errorf("unknown action %q, try \"list\"; this socket changes nothing, edit the configuration instead", name)
+}
+
+func (s *adminServer) peers() peersReply {
+	r := peersReply{Peers: []PeerEntry{}}
+	for _, p := range s.core.GetPeers() {
+		e := PeerEntry{PeerEntry: admin.PeerEntry{
+			URI: p.URI, Inbound: p.Inbound, Port: p.Port, Priority: uint64(p.Priority), Cost: p.Cost,
+			// Up only with a key: before that the handshake is under way.
+			Up:      p.Up && len(p.Key) > 0,
+			RXBytes: admin.DataUnit(p.RXBytes), TXBytes: admin.DataUnit(p.TXBytes),
+			RXRate: admin.DataUnit(p.RXRate), TXRate: admin.DataUnit(p.TXRate),
+			Uptime: p.Uptime.Seconds(), Latency: max(p.Latency, 0),
+		}}
+		if len(p.Key) > 0 {
+			e.PublicKey, e.IPAddress = hex.EncodeToString(p.Key), Address(p.Key).String()
+		}
+		if u, err := url.Parse(p.URI); err == nil && !p.Inbound {
+			e.Name = u.Host // see linkURL
+		}
+		r.Peers = append(r.Peers, e)
+	}
+	return r
+}

@@ -1,0 +1,227 @@
+// Package yggdrasil runs a Yggdrasil node from the upstream library, as veilor
+// wants it: one peer at a time (package peering), over a transport of its own
+// (package wss), behind a packet filter that is there first (package
+// yggfilter). It also knows the node's configuration, key and address, and asks
+// a running node how it is ([Query]).
+package yggdrasil
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/yggdrasil-network/yggdrasil-go/src/core"
+	"github.com/yggdrasil-network/yggdrasil-go/src/ipv6rwc"
+	"github.com/yggdrasil-network/yggdrasil-go/src/tun"
+	"golang.org/x/sys/unix"
+
+	"github.com/veilor/veilor-os/internal/wss"
+	"github.com/veilor/veilor-os/internal/yggfilter"
+)
+
+const (
+	tunDevice = "/dev/net/tun"
+	// tunGone is how long the kernel may take to remove the TUN after its last
+	// descriptor is closed; it takes milliseconds.
+	tunGone = 2 * time.Second
+	tunPoll = 10 * time.Millisecond
+)
+
+// Run runs a node until ctx ends. ready is called once its TUN is up and its
+// sockets listen; a peer it may not have yet.
+func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error {
+	key, made, err := EnsureKey(cfg.PrivateKeyPath)
+	if err != nil {
+		return err
+	}
+	addr := Address(key.Public().(ed25519.PublicKey))
+	log.Info("node", "address", addr, "newKey", made)
+	if err := preflight(cfg.IfName); err != nil {
+		return err
+	}
+	// Before the interface: there is no moment in which it stands open. It is
+	// not taken away on failure either.
+	if err := (yggfilter.Filter{Interface: cfg.IfName, Accept: cfg.Accept}).Load(); err != nil {
+		return err
+	}
+
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	lib := &logger{to: log.With("from", "yggdrasil")}
+	node, err := newCore(cfg, key, lib)
+	if err != nil {
+		return err
+	}
+	iface, err := tun.New(ipv6rwc.NewReadWriteCloser(node), lib, tun.InterfaceName(cfg.IfName), tun.InterfaceMTU(cfg.IfMTU))
+	if err != nil {
+		node.Stop()
+		return tunError(cfg.IfName, err)
+	}
+	var wg sync.WaitGroup
+	defer func() {
+		stop(nil)
+		wg.Wait()
+		lib.stopping.Store(true)
+		iface.Stop()
+		node.Stop()
+		unload(cfg.IfName, log)
+	}()
+
+	dir, err := socketDir(cfg.AdminSocket)
+	if err != nil {
+		return err
+	}
+	adm, err := listenAdmin(ctx, cfg.AdminSocket, node)
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() { adm.list.Close() })
+	wg.Go(adm.serve)
+	for _, l := range cfg.Listen {
+		if err := receive(ctx, l, node, dir, log, &wg, stop); err != nil {
+			return err
+		}
+	}
+	s := &supervisor{
+		core: node, peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
+		dir: dir, log: log, now: time.Now,
+	}
+	wg.Go(func() { s.run(ctx) })
+	ready()
+	<-ctx.Done()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func newCore(cfg *Config, key ed25519.PrivateKey, lib *logger) (*core.Core, error) {
+	opts := []core.SetupOption{
+		core.NodeInfoPrivacy(true),
+		// We dial addresses that the configuration has checked already; this is
+		// for whatever else the library may ever dial.
+		core.PeerFilter(func(ip net.IP) bool {
+			a, ok := netip.AddrFromSlice(ip)
+			return ok && !Overlay(a.Unmap())
+		}),
+	}
+	for _, k := range cfg.AllowedPublicKeys {
+		opts = append(opts, core.AllowedPublicKey(k))
+	}
+	node, err := core.New(&tls.Certificate{PrivateKey: key}, lib, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("starting the node: %w", err)
+	}
+	return node, nil
+}
+
+// preflight gives the usual reasons why a TUN cannot be made their own words.
+func preflight(name string) error {
+	if f, err := os.OpenFile(tunDevice, os.O_RDWR, 0); err != nil {
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV):
+			return fmt.Errorf("making the interface %s: this kernel has no %s; run `modprobe tun`", name, tunDevice)
+		case errors.Is(err, fs.ErrPermission):
+			return fmt.Errorf("making the interface %s: no access to %s; a unit needs DeviceAllow=%s rw", name, tunDevice, tunDevice)
+		}
+		return fmt.Errorf("making the interface %s: %w", name, err)
+	} else {
+		f.Close()
+	}
+	caps := [2]unix.CapUserData{}
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &caps[0]); err != nil {
+		return fmt.Errorf("asking for our capabilities: %w", err)
+	}
+	if caps[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return fmt.Errorf("making the interface %s: it needs CAP_NET_ADMIN; start veilor-ygg.service, or run as root", name)
+	}
+	if _, err := net.InterfaceByName(name); err == nil {
+		return fmt.Errorf("making the interface %s: there is one already: another Yggdrasil? Stop it (`systemctl status veilor-ygg yggdrasil`) or set another IfName", name)
+	}
+	return nil
+}
+
+func tunError(name string, err error) error {
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("making the interface %s: it is taken: %w", name, err)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("setting up the interface %s: %w; is IPv6 off? (`sysctl net.ipv6.conf.all.disable_ipv6` must be 0)", name, err)
+	}
+	return fmt.Errorf("making the interface %s: %w", name, err)
+}
+
+// socketDir makes the directory for the sockets between the library and us,
+// beside the admin socket, empty and closed to others.
+func socketDir(adminSocket string) (string, error) {
+	dir := filepath.Join(filepath.Dir(adminSocket), "link")
+	if err := os.RemoveAll(dir); err != nil {
+		return "", fmt.Errorf("clearing our sockets: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", fmt.Errorf("making the directory of our sockets: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", fmt.Errorf("making the directory of our sockets: %w", err)
+	}
+	return dir, nil
+}
+
+// receive takes inbound peerings on a loopback address. The library's own
+// listener could, but it never looks whether a guest is still there.
+func receive(ctx context.Context, at netip.AddrPort, node *core.Core, dir string, log *slog.Logger, wg *sync.WaitGroup, stop context.CancelCauseFunc) error {
+	path := filepath.Join(dir, fmt.Sprintf("in-%d.sock", at.Port()))
+	if _, err := node.Listen(&url.URL{Scheme: "unix", Path: path}, ""); err != nil {
+		return fmt.Errorf("opening the node's socket for peerings: %w", err)
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", at.String())
+	if err != nil {
+		return fmt.Errorf("listening for peerings: %w; is another veilor-ygg running, or the port another's? (`ss -ltnp`)", err)
+	}
+	s := &wss.Server{Log: log, Node: func(ctx context.Context) (net.Conn, error) {
+		// The library tells inbound peerings apart by the address they come
+		// from, so each needs one.
+		d := net.Dialer{LocalAddr: &net.UnixAddr{Name: "@veilor-ygg-" + rand.Text(), Net: "unix"}}
+		return d.DialContext(ctx, "unix", path)
+	}}
+	wg.Go(func() {
+		if err := s.Serve(ctx, l); err != nil {
+			stop(fmt.Errorf("listening for peerings: %w", err))
+		}
+	})
+	return nil
+}
+
+// unload takes the filter away, but only once there is nothing left to filter.
+func unload(name string, log *slog.Logger) {
+	tick := time.NewTicker(tunPoll)
+	defer tick.Stop()
+	late := time.NewTimer(tunGone)
+	defer late.Stop()
+	for {
+		if _, err := net.InterfaceByName(name); err != nil {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-late.C:
+			log.Warn("the interface is still there, so its packet filter stays", "interface", name)
+			return
+		}
+	}
+	if err := yggfilter.Unload(); err != nil {
+		log.Error("removing the packet filter", "err", err)
+	}
+}

@@ -1,0 +1,308 @@
+package yggdrasil
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/yggdrasil-network/yggdrasil-go/src/core"
+	"golang.org/x/sys/unix"
+
+	"github.com/veilor/veilor-os/internal/peering"
+	"github.com/veilor/veilor-os/internal/wss"
+)
+
+const (
+	// acceptTimeout is for the library to dial the socket that we have just
+	// told it of.
+	acceptTimeout = 5 * time.Second
+	// goneTimeout is how long the library may take to forget a peering whose
+	// connection is closed. It takes about a millisecond.
+	goneTimeout = 2 * time.Second
+	gonePoll    = time.Millisecond
+)
+
+// errLeft ends a peering that the machine left.
+var errLeft = errors.New("another peer is better")
+
+// opener opens transports: *wss.Dialer, or a test's.
+type opener interface {
+	Dial(context.Context, wss.Target) (*wss.Conn, error)
+}
+
+// supervisor carries out what package peering decides. All its fields belong to
+// the goroutine in run.
+type supervisor struct {
+	core  *core.Core
+	peers []Peer // edges, then public ones
+	edges int
+	dial  opener
+	dir   string // for the sockets between the library and us, 0700
+	log   *slog.Logger
+	now   func() time.Time
+
+	machine *peering.Machine
+	results chan result
+	dials   map[peering.ID]context.CancelFunc
+	open    map[peering.ID]*transport
+	link    *link
+}
+
+// transport is an open one that is not joined.
+type transport struct {
+	conn *wss.Conn
+	peer int
+}
+
+// link is the peering.
+type link struct {
+	id   peering.ID
+	peer int
+	uri  *url.URL
+	end  context.CancelCauseFunc
+	done chan struct{}
+}
+
+// result is what other goroutines tell the supervisor.
+type result struct {
+	event peering.Event
+	conn  *wss.Conn // with Opened
+	peer  int
+	err   error // with Failed and Down
+}
+
+// run works until ctx ends and leaves no peering behind.
+func (s *supervisor) run(ctx context.Context) {
+	s.machine = peering.New(s.edges, len(s.peers)-s.edges, rand.Float64)
+	s.results = make(chan result)
+	s.dials = map[peering.ID]context.CancelFunc{}
+	s.open = map[peering.ID]*transport{}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		var r result
+		select {
+		case <-ctx.Done():
+			for _, t := range s.open {
+				t.conn.Close()
+			}
+			s.leave(context.Cause(ctx))
+			return
+		case <-timer.C:
+			r.event = peering.Tick{}
+		case r = <-s.results:
+			s.note(r)
+		}
+		for _, a := range s.machine.Step(s.now(), r.event) {
+			s.do(ctx, a)
+		}
+		if r.conn != nil && s.open[r.event.(peering.Opened).ID] == nil && (s.link == nil || s.link.id != r.event.(peering.Opened).ID) {
+			r.conn.Close() // came too late, the machine had given it up
+		}
+		if next := s.machine.Next(); next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(max(0, next.Sub(s.now())))
+		}
+	}
+}
+
+// note keeps what a result brings and says it to the log.
+func (s *supervisor) note(r result) {
+	name := s.peers[r.peer].Name
+	switch e := r.event.(type) {
+	case peering.Opened:
+		if s.dials[e.ID] != nil {
+			s.open[e.ID] = &transport{conn: r.conn, peer: r.peer}
+		}
+		delete(s.dials, e.ID)
+	case peering.Failed:
+		if s.dials[e.ID] != nil && !errors.Is(r.err, context.Canceled) {
+			s.log.Info("peer does not answer", "peer", name, "err", r.err)
+		}
+		delete(s.dials, e.ID)
+	case peering.Down:
+		if s.link != nil && s.link.id == e.ID {
+			s.log.Warn("peering ended", "peer", name, "why", r.err)
+			s.leave(r.err)
+		}
+	case peering.Suspect:
+		s.log.Info("peer is late", "peer", name)
+	case peering.Clear:
+		s.log.Info("peer answers again", "peer", name)
+	}
+}
+
+func (s *supervisor) tell(ctx context.Context, r result) {
+	select {
+	case s.results <- r:
+	case <-ctx.Done():
+		if r.conn != nil {
+			r.conn.Close()
+		}
+	}
+}
+
+func (s *supervisor) do(ctx context.Context, a peering.Action) {
+	switch a := a.(type) {
+	case peering.Dial:
+		p := s.peers[a.Peer]
+		dctx, cancel := context.WithCancel(ctx)
+		s.dials[a.ID] = cancel
+		go func() {
+			defer cancel()
+			conn, err := s.dial.Dial(dctx, wss.Target{URL: p.URL, Address: p.Address, Verify: a.Peer < s.edges})
+			if err != nil {
+				s.tell(ctx, result{event: peering.Failed{ID: a.ID}, peer: a.Peer, err: err})
+				return
+			}
+			s.tell(ctx, result{event: peering.Opened{ID: a.ID}, peer: a.Peer, conn: conn})
+		}()
+	case peering.Drop:
+		if cancel := s.dials[a.ID]; cancel != nil {
+			cancel()
+			delete(s.dials, a.ID)
+		}
+		if t := s.open[a.ID]; t != nil {
+			t.conn.Close()
+			delete(s.open, a.ID)
+		}
+	case peering.Leave:
+		s.log.Info("leaving peer", "peer", s.peers[s.link.peer].Name)
+		s.leave(errLeft)
+	case peering.Join:
+		t := s.open[a.ID]
+		delete(s.open, a.ID)
+		if err := s.join(ctx, a.ID, t); err != nil {
+			t.conn.Close()
+			s.log.Error("joining peer", "peer", s.peers[t.peer].Name, "err", err)
+			go s.tell(ctx, result{event: peering.Down{ID: a.ID}, peer: t.peer, err: err})
+		}
+	}
+}
+
+// join gives the library a socket to dial and bridges it to the transport.
+//
+// The socket is new for every peering and takes one connection, and CallPeer,
+// unlike AddPeer, dials once: the library cannot make a second peering of it.
+func (s *supervisor) join(ctx context.Context, id peering.ID, t *transport) error {
+	path := filepath.Join(s.dir, strconv.FormatUint(uint64(id), 10)+".sock")
+	lis, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("opening a socket for the node: %w", err)
+	}
+	uri := linkURL(s.peers[t.peer], path)
+	if err := s.core.CallPeer(uri, ""); err != nil {
+		lis.Close()
+		return fmt.Errorf("telling the node of the peer: %w", err)
+	}
+	lctx, end := context.WithCancelCause(ctx)
+	l := &link{id: id, peer: t.peer, uri: uri, end: end, done: make(chan struct{})}
+	s.link = l
+	kind := "edge"
+	if t.peer >= s.edges {
+		kind = "public"
+	}
+	s.log.Info("peering", "peer", s.peers[t.peer].Name, "kind", kind)
+	go func() {
+		err := s.bridge(lctx, lis, t, l)
+		close(l.done)
+		s.tell(ctx, result{event: peering.Down{ID: id}, peer: t.peer, err: err})
+	}()
+	return nil
+}
+
+func (s *supervisor) bridge(ctx context.Context, lis *net.UnixListener, t *transport, l *link) error {
+	defer t.conn.Close()
+	lis.SetDeadline(time.Now().Add(acceptTimeout))
+	local, err := lis.AcceptUnix()
+	lis.Close() // removes the file: nobody else can come
+	if err != nil {
+		return fmt.Errorf("waiting for the node: %w", err)
+	}
+	defer local.Close()
+	if err := ours(local); err != nil {
+		return err
+	}
+	return t.conn.Bridge(ctx, local, func(late bool) {
+		e := peering.Event(peering.Clear{ID: l.id})
+		if late {
+			e = peering.Suspect{ID: l.id}
+		}
+		s.tell(ctx, result{event: e, peer: l.peer})
+	})
+}
+
+// ours says whether the other end of a Unix socket is this process. The
+// directory is closed to others already; root could still come first.
+func ours(c *net.UnixConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return err
+	}
+	if cerr != nil {
+		return fmt.Errorf("asking who dialled our socket: %w", cerr)
+	}
+	if int(cred.Pid) != os.Getpid() {
+		return fmt.Errorf("process %d dialled a socket that is meant for the node", cred.Pid)
+	}
+	return nil
+}
+
+// leave ends the peering, if there is one, and returns when the library has
+// forgotten it: before that another must not begin.
+func (s *supervisor) leave(why error) {
+	l := s.link
+	if l == nil {
+		return
+	}
+	s.link = nil
+	if err := s.core.RemovePeer(l.uri, ""); err != nil && !errors.Is(err, core.ErrLinkNotConfigured) && !errors.Is(err, net.ErrClosed) {
+		s.log.Debug("removing the peer", "err", err)
+	}
+	l.end(why)
+	tick := time.NewTicker(gonePoll)
+	defer tick.Stop()
+	late := time.NewTimer(goneTimeout)
+	defer late.Stop()
+	for s.known(l) {
+		select {
+		case <-tick.C:
+		case <-late.C:
+			s.log.Error("the node still holds a peering that has ended", "peer", s.peers[l.peer].Name)
+			return
+		}
+	}
+}
+
+// known says whether the library still has the link.
+func (s *supervisor) known(l *link) bool {
+	bare := *l.uri
+	bare.RawQuery = "" // as the library lists it (core/link.go urlForLinkInfo)
+	for _, p := range s.core.GetPeers() {
+		if p.URI == bare.String() {
+			return true
+		}
+	}
+	return false
+}
+
+// linkURL is what the library dials. It uses only the path; the host carries the
+// peer's name to its log and to getPeers.
+func linkURL(p Peer, path string) *url.URL {
+	return &url.URL{Scheme: "unix", Host: p.Name, Path: path, RawQuery: "key=" + hex.EncodeToString(p.Key)}
+}
