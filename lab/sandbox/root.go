@@ -57,11 +57,31 @@ func Chroot(dir string) (*Root, error) {
 }
 
 // Overlay prepares a root whose lower layer is dir and whose changes go to
-// scratch, an empty directory on a disk file system: what runs inside may write
-// anywhere, and dir stays as it is.
+// scratch, a directory on a disk file system: what runs inside may write
+// anywhere, and dir stays as it is. Overlays one after the other with the same
+// scratch go on where the last one stopped.
 func Overlay(dir, scratch string) (*Root, error) {
+	r, err := Layer(dir, scratch)
+	if err != nil {
+		return nil, err
+	}
+	full, err := Chroot(r.dir)
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	full.mounts = append(r.mounts, full.mounts...)
+	return full, nil
+}
+
+// Layer is Overlay without /proc, /dev and /sys: the bare tree, to look at
+// and to change.
+func Layer(dir, scratch string) (*Root, error) {
 	if !Inside() {
 		return nil, ErrOutside
+	}
+	scratch, err := filepath.Abs(scratch)
+	if err != nil {
+		return nil, fmt.Errorf("preparing an overlay: %w", err)
 	}
 	merged := filepath.Join(scratch, "root")
 	upper, work := filepath.Join(scratch, "upper"), filepath.Join(scratch, "work")
@@ -74,12 +94,7 @@ func Overlay(dir, scratch string) (*Root, error) {
 	if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
 		return nil, fmt.Errorf("mounting an overlay on %s (the kernel must have overlayfs): %w", dir, err)
 	}
-	r, err := Chroot(merged)
-	if err != nil {
-		return nil, errors.Join(err, unix.Unmount(merged, unix.MNT_DETACH))
-	}
-	r.mounts = append([]string{merged}, r.mounts...)
-	return r, nil
+	return &Root{dir: merged, mounts: []string{merged}}, nil
 }
 
 // Dir is where the tree is, seen from outside.
