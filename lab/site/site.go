@@ -8,20 +8,23 @@ package site
 import (
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
+	"crypto/tls"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/google/renameio/v2"
 
+	"github.com/veilor/veilor-os/internal/signing"
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/trust"
+	"github.com/veilor/veilor-os/internal/yggdrasil"
 )
 
 // Release is the Fedora release that the lab's image claims to be built on.
@@ -48,42 +51,129 @@ var (
 	loopback = netip.MustParseAddr("127.83.0.1")
 )
 
+// passphraseBytes of randomness protect the image keys, so that the lab goes
+// the same way as a person with a passphrase.
+const passphraseBytes = 16
+
 // Lab is the lab's site in a directory.
 type Lab struct {
 	*site.Site
-	// Dir holds everything below.
+	// Dir holds everything below; secrets are 0600.
 	Dir string
 	// File is the site file.
 	File string
 	// EdgeKey and PeerKey are the private keys (PEM) of the home node, which is
 	// the edge and the service's host in one, and of the public peer.
 	EdgeKey, PeerKey string
+	// ImageKeys are the private keys (cosign's form) of Groups, in that order.
+	ImageKeys []string
+	// Passphrase opens all of ImageKeys; what $COSIGN_PASSWORD must say.
+	Passphrase string
+	// AuthorityCert and AuthorityKey are the pair of the site's CA (PEM).
+	AuthorityCert, AuthorityKey string
 }
 
-// Public is what others made for the site and it only carries.
-type Public struct {
-	// ImageKeys has a cosign public key (PEM) for each of Groups.
-	ImageKeys map[string][]byte
-	// Authority is the certificate (PEM) of the site's CA.
-	Authority []byte
-}
-
-// Write makes the site in dir, with the node keys that are there or new ones.
-func Write(dir string, p Public) (*Lab, error) {
+// Make makes the site in dir, or reads what an earlier call made there.
+func Make(dir string, now time.Time) (*Lab, error) {
+	keys, secret := filepath.Join(dir, "keys"), filepath.Join(dir, "secret")
 	l := &Lab{
 		Dir: dir, File: filepath.Join(dir, "site.yaml"),
-		EdgeKey: filepath.Join(dir, "edge.key.pem"), PeerKey: filepath.Join(dir, "peer.key.pem"),
+		EdgeKey: filepath.Join(secret, "edge.pem"), PeerKey: filepath.Join(secret, "peer.pem"),
+		AuthorityCert: filepath.Join(keys, "authority.pem"), AuthorityKey: filepath.Join(secret, "authority.key"),
 	}
-	if err := l.write(p); err != nil {
+	if err := errors.Join(os.MkdirAll(keys, 0o755), os.MkdirAll(secret, 0o700)); err != nil {
 		return nil, fmt.Errorf("making the lab's site: %w", err)
+	}
+	for _, step := range []func() error{
+		func() error { return l.signers(keys, secret) },
+		func() error { return l.authority(now) },
+		l.site,
+	} {
+		if err := step(); err != nil {
+			return nil, fmt.Errorf("making the lab's site in %s: %w", dir, err)
+		}
 	}
 	return l, nil
 }
 
-func (l *Lab) write(p Public) error {
-	if err := os.MkdirAll(filepath.Join(l.Dir, "keys"), 0o700); err != nil {
+// Certificate issues one for the lab's service, by the site's authority.
+func (l *Lab) Certificate(now time.Time) (tls.Certificate, error) {
+	key, err := os.ReadFile(l.AuthorityKey)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("reading the authority's key: %w", err)
+	}
+	ca, err := trust.Open(l.AuthorityCert, l.Authority.Data, l.AuthorityKey, key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	pair, err := ca.Issue([]string{ServiceName}, now)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(pair.Certificate, pair.Key)
+}
+
+// signers makes the image keys, or finds them.
+func (l *Lab) signers(keys, secret string) error {
+	file := filepath.Join(secret, "passphrase")
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		random := make([]byte, passphraseBytes)
+		rand.Read(random) // never fails
+		text = []byte(hex.EncodeToString(random))
+		err = renameio.WriteFile(file, text, 0o600)
+	}
+	if err != nil {
 		return err
 	}
+	l.Passphrase = string(text)
+	for _, g := range Groups {
+		private := filepath.Join(secret, g+".key")
+		public := filepath.Join(keys, g+".pub")
+		l.ImageKeys = append(l.ImageKeys, private)
+		if exists(private) && exists(public) {
+			continue
+		}
+		// Half a pair is of an interrupted run.
+		for _, f := range []string{private, filepath.Join(secret, g+".pub")} {
+			if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		_, made, err := signing.Generate(secret, g, text)
+		if err == nil {
+			err = os.Rename(made, public)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// authority makes the site's CA, or finds it.
+func (l *Lab) authority(now time.Time) error {
+	if exists(l.AuthorityKey) && exists(l.AuthorityCert) {
+		return nil
+	}
+	pair, err := trust.Create(Zone, now)
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(l.AuthorityKey, pair.Key, 0o600); err != nil {
+		return err
+	}
+	return renameio.WriteFile(l.AuthorityCert, pair.Certificate, 0o644)
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
+// site writes the site file and reads it back, through the reader that everybody
+// uses: the lab has no other.
+func (l *Lab) site() error {
 	edgeKey, err := nodeKey(l.EdgeKey)
 	if err != nil {
 		return err
@@ -110,63 +200,29 @@ func (l *Lab) write(p Public) error {
 	e.Key, q.Key = edgeKey, peerKey
 	s.Yggdrasil = site.Yggdrasil{Edges: []site.Peer{e}, Public: []site.Peer{q}}
 
-	files := map[string][]byte{s.Authority.Path: p.Authority}
 	for _, g := range Groups {
-		path := "keys/" + g + ".pub"
-		files[path] = p.ImageKeys[g]
-		s.Image.Signatures = append(s.Image.Signatures, site.SignatureGroup{Name: g, Keys: []site.File{{Path: path}}})
+		s.Image.Signatures = append(s.Image.Signatures, site.SignatureGroup{Name: g, Keys: []site.File{{Path: "keys/" + g + ".pub"}}})
 	}
 	text, err := yaml.Marshal(&s)
 	if err != nil {
 		return err
 	}
-	files["site.yaml"] = append([]byte("# The lab's own site, made by lab/site. See site/veilor.yaml for what the keys mean.\n"), text...)
-	for path, data := range files {
-		if len(data) == 0 {
-			return fmt.Errorf("nothing to write to %s", path)
-		}
-		if err := renameio.WriteFile(filepath.Join(l.Dir, path), data, 0o644); err != nil {
-			return err
-		}
+	text = append([]byte("# The lab's own site, made by lab/site. See site/veilor.yaml for what the keys mean.\n"), text...)
+	if err := renameio.WriteFile(l.File, text, 0o644); err != nil {
+		return err
 	}
-	// Through the reader that everybody uses: the lab has no other.
 	if l.Site, err = site.Load(l.File); err != nil {
 		return err
 	}
-	return l.Site.Complete()
+	return l.Complete()
 }
 
 // nodeKey reads the Yggdrasil key in file, or makes one there, and returns its
 // public half.
 func nodeKey(file string) (site.Key, error) {
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		_, private, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			return "", err
-		}
-		der, err := x509.MarshalPKCS8PrivateKey(private)
-		if err != nil {
-			return "", err
-		}
-		data = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-		if err := renameio.WriteFile(file, data, 0o600); err != nil {
-			return "", err
-		}
-	} else if err != nil {
-		return "", err
-	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return "", fmt.Errorf("reading %s: not PEM; remove it to have a new key", file)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	private, _, err := yggdrasil.EnsureKey(file)
 	if err != nil {
-		return "", fmt.Errorf("reading %s: %w", file, err)
-	}
-	private, ok := key.(ed25519.PrivateKey)
-	if !ok {
-		return "", fmt.Errorf("reading %s: a %T, not an Ed25519 key; remove it to have a new one", file, key)
+		return "", err
 	}
 	return site.Key(hex.EncodeToString(private.Public().(ed25519.PublicKey))), nil
 }

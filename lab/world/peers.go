@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -14,9 +15,9 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
-	"github.com/yggdrasil-network/yggdrasil-go/src/address"
 
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/yggdrasil"
 	"github.com/veilor/veilor-os/lab/daemon"
 	"github.com/veilor/veilor-os/lab/namespace"
 )
@@ -32,11 +33,7 @@ const (
 
 // Address is the IPv6 address in 200::/7 of a Yggdrasil key.
 func Address(k site.Key) netip.Addr {
-	a := address.AddrForKey(ed25519.PublicKey(k.Bytes()))
-	if a == nil {
-		return netip.Addr{}
-	}
-	return netip.AddrFrom16([16]byte(*a))
+	return yggdrasil.Address(ed25519.PublicKey(k.Bytes()))
 }
 
 // startPeer runs the public peer: upstream's library and nothing of ours.
@@ -162,7 +159,9 @@ func (e *Edge) start(ctx context.Context) error {
 	if err := renameio.WriteFile(file, text, 0o600); err != nil {
 		return fmt.Errorf("writing the edge's configuration: %w", err)
 	}
-	d, err := daemon.Start(e.w.Home, "the edge's veilor-ygg", e.w.log("edge"), exec.Command(e.w.cfg.Tools.VeilorYgg, "run", "--config", file))
+	cmd := exec.Command(e.w.cfg.Tools.VeilorYgg, "run", "--config", file)
+	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+e.w.cfg.WebCA.CertFile())
+	d, err := daemon.Start(e.w.Home, "the edge's veilor-ygg", e.w.log("edge"), cmd)
 	if err != nil {
 		return err
 	}

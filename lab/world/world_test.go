@@ -2,17 +2,13 @@ package world_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
@@ -23,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/yggdrasil"
 	"github.com/veilor/veilor-os/lab/censor"
 	"github.com/veilor/veilor-os/lab/namespace"
 	"github.com/veilor/veilor-os/lab/sandbox"
@@ -62,51 +60,6 @@ func tools(t *testing.T) world.Tools {
 	}
 }
 
-// authority is a CA with a leaf for the service, made for one test.
-func authority(t *testing.T) (caPEM []byte, leaf tls.Certificate, pool *x509.CertPool) {
-	t.Helper()
-	sign := func(c, parent *x509.Certificate, pub *ecdsa.PrivateKey, by *ecdsa.PrivateKey) []byte {
-		c.SerialNumber = big.NewInt(time.Now().UnixNano())
-		c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-		der, err := x509.CreateCertificate(rand.Reader, c, parent, &pub.PublicKey, by)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return der
-	}
-	key := func() *ecdsa.PrivateKey {
-		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return k
-	}
-	caKey, leafKey := key(), key()
-	ca := &x509.Certificate{Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign, PermittedDNSDomains: []string{"veilor"}, PermittedDNSDomainsCritical: true}
-	caDER := sign(ca, ca, caKey, caKey)
-	ca, _ = x509.ParseCertificate(caDER)
-	leafDER := sign(&x509.Certificate{DNSNames: []string{labsite.ServiceName}}, ca, leafKey, caKey)
-	pool = x509.NewCertPool()
-	pool.AddCert(ca)
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}),
-		tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: leafKey}, pool
-}
-
-// publicKeyPEM is a key in the place of one that signs images.
-func publicKeyPEM(t *testing.T) []byte {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKIXPublicKey(&k.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
-}
-
 type fixture struct {
 	cfg  world.Config
 	pool *x509.CertPool // the site's authority
@@ -125,14 +78,16 @@ func prepare(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	caPEM, leaf, pool := authority(t)
-	lab, err := labsite.Write(filepath.Join(dir, "site"), labsite.Public{
-		Authority: caPEM,
-		ImageKeys: map[string][]byte{"ci": publicKeyPEM(t), "release": publicKeyPEM(t)},
-	})
+	lab, err := labsite.Make(filepath.Join(dir, "site"), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
+	leaf, err := lab.Certificate(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(lab.Authority.Data)
 	ca, err := webca.Open(filepath.Join(dir, "web"), time.Now)
 	if err != nil {
 		t.Fatal(err)
@@ -342,18 +297,21 @@ func TestWorld(t *testing.T) {
 func yggLeg(ctx context.Context, t *testing.T, f *fixture, w *world.World, service netip.Addr) {
 	t.Helper()
 	dir := filepath.Join(f.cfg.Run, "guest-ygg")
-	laptop, err := labsite.Write(dir, labsite.Public{Authority: f.lab.Authority.Data,
-		ImageKeys: map[string][]byte{"ci": f.lab.Authority.Data, "release": f.lab.Authority.Data}})
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	keyFile := filepath.Join(dir, "key.pem")
+	private, err := yggdrasil.MakeKey(keyFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, _ := laptop.Host(labsite.HostName)
-	if err := w.Edge.Admit(ctx, h.Yggdrasil); err != nil {
+	key := site.Key(hex.EncodeToString(private.Public().(ed25519.PublicKey)))
+	if err := w.Edge.Admit(ctx, key); err != nil {
 		t.Fatal(err)
 	}
 	s := f.lab.Site
 	text, err := json.Marshal(map[string]any{
-		"IfName": "ygg0", "IfMTU": 1280, "PrivateKeyPath": laptop.EdgeKey, "AdminListen": "unix://" + filepath.Join(dir, "admin.sock"),
+		"IfName": "ygg0", "IfMTU": 1280, "PrivateKeyPath": keyFile, "AdminListen": "unix://" + filepath.Join(dir, "admin.sock"),
 		"Listen": []string{}, "AllowedPublicKeys": s.PeerKeys(), "Edges": s.Yggdrasil.Edges, "PublicPeers": s.Yggdrasil.Public, "Accept": []int{},
 	})
 	if err != nil {
@@ -369,6 +327,7 @@ func yggLeg(ctx context.Context, t *testing.T, f *fixture, w *world.World, servi
 	}
 	defer log.Close()
 	cmd := exec.Command(f.cfg.Tools.VeilorYgg, "run", "--config", file)
+	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+f.cfg.WebCA.CertFile())
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := w.Guest.Start(cmd); err != nil {
 		t.Fatal(err)
@@ -383,7 +342,7 @@ func yggLeg(ctx context.Context, t *testing.T, f *fixture, w *world.World, servi
 			from, err := get(ctx, w.Guest, f.pool, service, time.Second)
 			if err == nil {
 				t.Logf("%s: answer from %v after %.2f s", what, from, time.Since(began).Seconds())
-				if want := world.Address(h.Yggdrasil); from != want {
+				if want := world.Address(key); from != want {
 					t.Errorf("%s: from %v, want %v", what, from, want)
 				}
 				return
@@ -401,6 +360,14 @@ func yggLeg(ctx context.Context, t *testing.T, f *fixture, w *world.World, servi
 	await("Yggdrasil without the edge", 30*time.Second)
 	if err := w.Censor.Hit("edge"); err != nil {
 		t.Error(err)
+	}
+	// Left alone, tailscaled finds the way through Yggdrasil after 4 s and the
+	// block would be none.
+	tailnet, _ := w.ServiceAddresses()
+	for began := time.Now(); time.Since(began) < 8*time.Second; {
+		if _, err := get(ctx, w.Guest, f.pool, tailnet, time.Second); err == nil {
+			t.Fatal("the tailnet answers through Yggdrasil")
+		}
 	}
 	if _, err := w.Censor.Clear(); err != nil {
 		t.Fatal(err)
