@@ -156,11 +156,31 @@ func addTwin(oci string) error {
 	if err != nil {
 		return fmt.Errorf("adding the twin of /etc: %w", err)
 	}
+	if img, err = fixedTimes(img); err != nil {
+		return err
+	}
 	if err := l.ReplaceImage(img, match.Digests(digest)); err != nil {
 		return fmt.Errorf("adding the twin of /etc: %w", err)
 	}
 	// The manifest without the twin is of no use to anyone.
 	return l.RemoveBlob(digest)
+}
+
+// fixedTimes takes the clock out of the image's history: equal commits shall be
+// equal images.
+func fixedTimes(img v1.Image) (v1.Image, error) {
+	config, err := img.ConfigFile()
+	if err != nil {
+		return nil, fmt.Errorf("reading the base's configuration: %w", err)
+	}
+	config = config.DeepCopy()
+	for i := range config.History {
+		config.History[i].Created = v1.Time{Time: epoch()}
+	}
+	if img, err = mutate.ConfigFile(img, config); err != nil {
+		return nil, fmt.Errorf("writing the base's configuration: %w", err)
+	}
+	return img, nil
 }
 
 // fileLayer is a layer with one file and the directories above it.

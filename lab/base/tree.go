@@ -194,7 +194,7 @@ func shape(ctx context.Context, tree *sandbox.Root, log io.Writer) error {
 		}
 	}
 	for _, name := range emptied {
-		if err := empty(filepath.Join(dir, name)); err != nil {
+		if err := clearDir(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("shaping the base: %w", err)
 		}
 	}
@@ -222,8 +222,8 @@ func shape(ctx context.Context, tree *sandbox.Root, log io.Writer) error {
 	return tree.Run(ctx, log, nil, "mv", "/etc", "/usr/etc")
 }
 
-// empty removes what is in a directory.
-func empty(dir string) error {
+// clearDir removes what is in a directory.
+func clearDir(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err

@@ -125,8 +125,19 @@ type CommandError struct {
 }
 
 func (e *CommandError) Error() string {
-	return fmt.Sprintf("%q in the machine: exit code %d: %s", e.Command, e.Code, e.Output)
+	return fmt.Sprintf("%q in the machine: exit code %d: %s", brief(e.Command), e.Code, e.Output)
 }
+
+// brief is a command line for an error.
+func brief(command string) string {
+	if len(command) <= briefLength {
+		return command
+	}
+	return command[:briefLength] + "..."
+}
+
+// briefLength of a command line still tells which one it was.
+const briefLength = 120
 
 // typeWidth is how long a typed line may be: a terminal in line mode drops what
 // is over 4095 bytes (termios(3)).
@@ -145,7 +156,7 @@ func (m *Machine) Run(ctx context.Context, command string) (Result, error) {
 	b.WriteString("_c=\n")
 	for len(code) > 0 {
 		n := min(typeWidth, len(code))
-		fmt.Fprintf(&b, "_c=$_c%s\n", code[:n])
+		fmt.Fprintf(&b, "_c=${_c}%s\n", code[:n])
 		code = code[n:]
 	}
 	head, tail, _ := strings.Cut(mark, "-")
@@ -160,11 +171,11 @@ func (m *Machine) Run(ctx context.Context, command string) (Result, error) {
 	quoted := regexp.QuoteMeta(mark)
 	got, err := m.Console.Expect(ctx, timeout, regexp.MustCompile(`(?s)`+quoted+`<\r?\n(.*?)\r?\n>`+quoted+` (\d+)\r?\n`))
 	if err != nil {
-		return Result{}, fmt.Errorf("running %q in the machine: %w", command, err)
+		return Result{}, fmt.Errorf("running %q in the machine: %w", brief(command), err)
 	}
 	exit, err := strconv.Atoi(got[2])
 	if err != nil {
-		return Result{}, fmt.Errorf("running %q in the machine: %w", command, err)
+		return Result{}, fmt.Errorf("running %q in the machine: %w", brief(command), err)
 	}
 	out := strings.ReplaceAll(got[1], "\r\n", "\n")
 	return Result{Output: strings.TrimSuffix(out, "\n"), Code: exit}, nil
