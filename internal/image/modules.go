@@ -137,7 +137,9 @@ var bundles = []string{
 }
 
 // trust appends the site's authority to the bundles that the base has. A base
-// with none gets Fedora's, of which Go programs and curl know the path.
+// with none gets Fedora's, of which Go programs and curl know the path. The bundle
+// is large and changes with the base and the authority, so it does not lie in the
+// layer of os-release, which changes with every version.
 func (b *builder) trust(ctx context.Context) error {
 	pem := append([]byte("# veilor: the site's authority\n"), b.authority...)
 	done := false
@@ -155,11 +157,11 @@ func (b *builder) trust(ctx context.Context) error {
 		if len(data) > 0 && data[len(data)-1] != '\n' {
 			data = append(data, '\n')
 		}
-		b.put(overlay.Entry{Path: p, Data: append(slices.Clip(data), pem...), Group: overlay.Site})
+		b.put(overlay.Entry{Path: p, Data: append(slices.Clip(data), pem...), Group: overlay.Config})
 		done = true
 	}
 	if !done {
-		b.put(overlay.Entry{Path: bundles[0], Data: pem, Group: overlay.Site})
+		b.put(overlay.Entry{Path: bundles[0], Data: pem, Group: overlay.Config})
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func Base() Files {
 		"usr/lib/systemd/system/rpm-ostreed-automatic.timer":            "[Timer]\n[Install]\nWantedBy=timers.target\n",
 
 		"etc/systemd/user/plasma-kwin_wayland.service.d/override.conf": "[Service]\nExecStart=\nExecStart=/usr/bin/kwin_wayland_wrapper\n",
-		"usr/libexec/secureblue/verify-provenance.sh":                  "case \"${image_ref}\" in\n    ghcr.io/secureblue/*)\nesac\nslsa-verifier verify-image\n",
+		"usr/libexec/secureblue/verify-provenance.sh":                  "case \"${image_ref}\" in\n    ghcr.io/secureblue/*)\n    ;;\n    *)\n        echo \"WARNING: Unknown image reference; unable to check provenance.\"\n        exit 1\nesac\nslsa-verifier verify-image\n",
 		"usr/lib/bootc/kargs.d/10-secureblue.toml":                     "kargs = [\"lockdown=confidentiality\", \"slab_nomerge\"]\n",
 		"etc/containers/policy.json":                                   `{"default":[{"type":"reject"}],"transports":{"docker":{"ghcr.io/secureblue":[{"type":"sigstoreSigned"}]}}}`,
 	}
