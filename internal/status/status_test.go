@@ -1,0 +1,156 @@
+package status
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/veilor/veilor-os/internal/forward"
+	"github.com/veilor/veilor-os/internal/mesh"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+var (
+	now    = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	at1042 = time.Date(2026, 11, 22, 10, 42, 0, 0, time.UTC)
+	old    = time.Date(2026, 11, 19, 9, 3, 0, 0, time.UTC)
+)
+
+func health(l mesh.Layer, s mesh.State, at time.Time, rtt time.Duration, why string) mesh.Health {
+	h := mesh.Health{Layer: l, State: s, Since: at, RTT: rtt, Err: why}
+	if rtt > 0 {
+		h.Answer = at
+	}
+	return h
+}
+
+// report is one of a laptop on a good day, then changed.
+func report(change func(*Report), layers ...mesh.Health) *Report {
+	st := forward.Status{Name: "x.veilor", Layers: layers}
+	for _, h := range layers {
+		if h.State == mesh.Up && st.Active == "" {
+			st.Active, st.Since = h.Layer, h.Since
+		}
+	}
+	encrypted := true
+	r := &Report{
+		System: System{Name: "veilor-os", Image: "ghcr.io/veilor/veilor-os:44", Version: "44.20261122.0", Signature: "containerPolicy", Encrypted: &encrypted,
+			Digest: "sha256:4e0c000000000000000000000000000000000000000000000000000000000000"},
+		Mesh:      Mesh{Joined: true, Hostname: "laptop-7f", Address: "100.64.0.3", Tags: []string{"tag:guest"}, Tier: "guest"},
+		Services:  Services([]forward.Status{st}),
+		Yggdrasil: Yggdrasil{Key: "ab", Address: "200::1", Peer: "edge-2", Up: true},
+	}
+	if change != nil {
+		change(r)
+	}
+	if r.Mesh.Tags == nil {
+		r.Mesh.Tags = []string{}
+	}
+	r.Judge(now)
+	return r
+}
+
+var cases = map[string]*Report{
+	"good": report(func(r *Report) { r.Services[0].Path = "direct" },
+		health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
+	"blocked": report(nil,
+		health(mesh.Tailnet, mesh.Down, at1042, 0, "no answer"), health(mesh.Yggdrasil, mesh.Up, at1042, 4400*time.Microsecond, "")),
+	"blocked-for-days": report(nil,
+		health(mesh.Tailnet, mesh.Suspect, old, 0, "no answer"), health(mesh.Yggdrasil, mesh.Up, old, 44*time.Millisecond, "")),
+	"nothing-answers": report(func(r *Report) { r.Yggdrasil.Up = false },
+		health(mesh.Tailnet, mesh.Down, at1042, 0, "no answer"), health(mesh.Yggdrasil, mesh.Down, at1042, 0, "no answer")),
+	"no-fallback": report(nil,
+		health(mesh.Tailnet, mesh.Up, at1042, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Off, at1042, 0, "no interface ygg0")),
+	"tailnet-gone": report(nil,
+		health(mesh.Tailnet, mesh.Off, at1042, 0, "no interface tailscale0"), health(mesh.Yggdrasil, mesh.Up, at1042, 44*time.Millisecond, "")),
+	"fresh": report(func(r *Report) { r.Mesh = Mesh{Tags: []string{}}; r.Yggdrasil = Yggdrasil{} },
+		health(mesh.Tailnet, mesh.Off, at1042, 0, "no interface tailscale0"), health(mesh.Yggdrasil, mesh.Off, at1042, 0, "no interface ygg0")),
+	"broken": report(func(r *Report) {
+		plain := false
+		r.Services = []Service{{Name: "x.veilor", Layer: None, Layers: []Layer{}}}
+		r.Unknown.Mesh = errors.New("connecting to /run/veilor/mesh.sock: connection refused")
+		r.System.Signature, r.System.Encrypted, r.System.Staged = "insecure", &plain, "44.20261129.0"
+	}),
+	"not-root": report(func(r *Report) {
+		r.System = System{Name: "veilor-os", Version: "44.20261122.0", Encrypted: r.System.Encrypted}
+		r.Unknown.NeedsRoot, r.Unknown.Image = true, errors.New("x")
+	}, health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
+}
+
+func TestGolden(t *testing.T) {
+	old := time.Local
+	time.Local = time.UTC
+	defer func() { time.Local = old }()
+	for name, r := range cases {
+		var text, js bytes.Buffer
+		if err := r.Text(&text); err != nil {
+			t.Fatal(err)
+		}
+		enc := json.NewEncoder(&js)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(r); err != nil {
+			t.Fatal(err)
+		}
+		for ext, got := range map[string][]byte{".txt": text.Bytes(), ".json": js.Bytes()} {
+			path := filepath.Join("testdata", name+ext)
+			if *update {
+				if err := os.WriteFile(path, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), string(got)); diff != "" {
+				t.Errorf("%s (-want +got; run with -update if it is right):\n%s", path, diff)
+			}
+		}
+	}
+}
+
+// TestTable holds the conditions to their form.
+func TestTable(t *testing.T) {
+	code := regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
+	seen := map[string]bool{}
+	for _, k := range table {
+		if !code.MatchString(k.code) || seen[k.code] {
+			t.Errorf("code %q is malformed or there twice", k.code)
+		}
+		seen[k.code] = true
+		if k.todo == "" {
+			t.Errorf("%s does not say what to do", k.code)
+		}
+	}
+	said := map[string]bool{}
+	for _, r := range cases {
+		for _, c := range r.Conditions {
+			said[c.Code] = true
+		}
+	}
+	for code := range seen {
+		switch code {
+		case "tailnet-unknown", "encryption-unknown", "not-an-image", "image-unreadable":
+			continue
+		}
+		if !said[code] {
+			t.Errorf("no case shows %s", code)
+		}
+	}
+}
+
+// TestGoodDayIsQuiet: nothing to do means nothing said.
+func TestGoodDayIsQuiet(t *testing.T) {
+	if c := cases["good"].Conditions; len(c) != 0 {
+		t.Errorf("%+v", c)
+	}
+}
