@@ -2,6 +2,9 @@ package signing
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,23 +33,17 @@ func pass(text string) func(string) ([]byte, error) {
 	return func(string) ([]byte, error) { return []byte(text), nil }
 }
 
-// pair makes a key pair and returns both halves and the public one's PEM.
-func pair(t *testing.T, dir, n string) (*Private, []byte) {
+// pair makes a key pair without the files, whose encryption is slow by design.
+func pair(t *testing.T) (*Private, []byte) {
 	t.Helper()
-	private, public, err := Generate(dir, n, []byte("secret"))
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := Load(private, pass("secret"))
+	k := &Private{key}
+	pub, err := k.Public()
 	if err != nil {
 		t.Fatal(err)
-	}
-	pub, err := os.ReadFile(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, err := k.Public(); err != nil || !bytes.Equal(got, pub) {
-		t.Fatalf("public half: %s, %v, want %s", got, err, pub)
 	}
 	return k, pub
 }
@@ -88,11 +85,11 @@ func trusting(ref string, ci1, ci2, release []byte) *site.Site {
 }
 
 func TestSignAndVerify(t *testing.T) {
-	ctx, dir := t.Context(), t.TempDir()
-	ci, ciPub := pair(t, dir, "ci")
-	next, nextPub := pair(t, dir, "next")
-	release, releasePub := pair(t, dir, "release")
-	stranger, _ := pair(t, dir, "stranger")
+	ctx := t.Context()
+	ci, ciPub := pair(t)
+	next, nextPub := pair(t)
+	release, releasePub := pair(t)
+	stranger, _ := pair(t)
 	s := trusting(identity, ciPub, nextPub, releasePub)
 	repo, push := serve(t)
 
@@ -187,8 +184,16 @@ func TestGenerateDoesNotOverwrite(t *testing.T) {
 			t.Errorf("%s: %v, %v", f, info.Mode(), err)
 		}
 	}
-	if _, err := Load(private, pass("")); err != nil {
-		t.Errorf("an empty passphrase: %v", err)
+	k, err := Load(private, pass(""))
+	if err != nil {
+		t.Fatalf("an empty passphrase: %v", err)
+	}
+	pub, err := os.ReadFile(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := k.Public(); err != nil || !bytes.Equal(got, pub) {
+		t.Errorf("public half: %s, %v, want %s", got, err, pub)
 	}
 	if err := os.Remove(private); err != nil {
 		t.Fatal(err)
@@ -236,7 +241,7 @@ func TestLoadRefuses(t *testing.T) {
 }
 
 func TestVerifyRefuses(t *testing.T) {
-	_, pub := pair(t, t.TempDir(), "ci")
+	_, pub := pair(t)
 	repo, push := serve(t)
 	push("a")
 	for _, c := range []struct {
@@ -253,7 +258,7 @@ func TestVerifyRefuses(t *testing.T) {
 			t.Errorf("got %v, want …%s…", err, c.want)
 		}
 	}
-	k, _ := pair(t, t.TempDir(), "ci")
+	k, _ := pair(t)
 	for _, id := range []string{"", "a b", "ghcr.io/x@sha256:00", "UPPER"} {
 		if _, _, err := Sign(t.Context(), repo+":a", id, []*Private{k}); err == nil {
 			t.Errorf("signed for %q", id)
@@ -264,22 +269,26 @@ func TestVerifyRefuses(t *testing.T) {
 // The judge is not we but containers' own policy code: skopeo under the policy
 // that the image carries.
 func TestSkopeoAgrees(t *testing.T) {
-	if _, err := exec.LookPath("skopeo"); err != nil {
+	version, err := exec.Command("skopeo", "--version").Output()
+	if err != nil {
 		t.Skip("NOT CHECKED: no skopeo (apt-get install skopeo)")
 	}
+	var major, minor int
+	if _, err := fmt.Sscanf(string(version), "skopeo version %d.%d", &major, &minor); err != nil || major == 1 && minor < 17 {
+		t.Skipf("NOT CHECKED: %s; keyPaths needs 1.17 (Debian 13 has 1.18)", bytes.TrimSpace(version))
+	}
 	ctx, dir := t.Context(), t.TempDir()
-	ci, ciPub := pair(t, dir, "ci")
-	release, releasePub := pair(t, dir, "release")
+	ci, ciPub := pair(t)
+	release, releasePub := pair(t)
 	repo, push := serve(t)
 	push("a")
-	// One key a group: skopeo before 1.17 does not know keyPaths.
-	s := &site.Site{Image: site.Image{Ref: repo, Signatures: []site.SignatureGroup{
-		{Name: "ci", Keys: []site.File{{Data: ciPub}}},
-		{Name: "release", Keys: []site.File{{Data: releasePub}}},
-	}}}
+	_, nextPub := pair(t)
+	s := trusting(repo, nextPub, ciPub, releasePub)
 	for _, g := range s.Image.Signatures {
-		if err := os.WriteFile(filepath.Join(dir, filepath.Base(overlay.KeyPath(g.Name, 1))), g.Keys[0].Data, 0o644); err != nil {
-			t.Fatal(err)
+		for i, k := range g.Keys {
+			if err := os.WriteFile(filepath.Join(dir, filepath.Base(overlay.KeyPath(g.Name, i+1))), k.Data, 0o644); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	policy := filepath.Join(dir, "policy.json")
@@ -310,9 +319,6 @@ func TestSkopeoAgrees(t *testing.T) {
 			t.Fatal(err)
 		}
 		out, err := pull(i)
-		if strings.Contains(out, "sigstore disabled") {
-			t.Skip("NOT CHECKED: this skopeo is built without sigstore; version 1.18 has it")
-		}
 		if (err == nil) != step.ok {
 			t.Errorf("step %d: %v\n%s", i, err, out)
 		}
