@@ -240,7 +240,7 @@ func (b *builder) assemble(o Options, created time.Time) (v1.Image, []Layer, err
 		labels[k] = v
 	}
 	labels["containers.bootc"] = "1"
-	if labels[finalDiffID] != "" {
+	if labels[finalDiffID] != "" && labels["ostree.bootable"] == "" {
 		labels["ostree.bootable"] = "1"
 	}
 	delete(labels, NotAppliedLabel)

@@ -190,7 +190,7 @@ OSTREE_VERSION="44.test.1"
 		t.Errorf("ostree.final-diffid %s, the base's last layer is %s", got, want)
 	}
 	for k, want := range map[string]string{
-		"containers.bootc": "1", "ostree.bootable": "1", "ostree.commit": "c0ffee", "version": "44.test.1",
+		"containers.bootc": "1", "ostree.bootable": "true", "ostree.commit": "c0ffee", "version": "44.test.1",
 		"org.opencontainers.image.version": "44.test.1", "org.opencontainers.image.title": "veilor-os",
 		"org.opencontainers.image.created": "2026-11-01T02:03:04Z", "org.opencontainers.image.base.digest": res.BaseDigest,
 	} {

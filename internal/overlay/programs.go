@@ -3,6 +3,7 @@ package overlay
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -32,6 +33,9 @@ func BuildPrograms(ctx context.Context, source, out, arch string) (Tree, error) 
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
+		if errors.Is(err, exec.ErrNotFound) {
+			return nil, fmt.Errorf("building the programs: %w; install Go, or give compiled ones with --programs DIR", err)
+		}
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("building the programs: %w", ctx.Err())
 		}
