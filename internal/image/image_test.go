@@ -484,3 +484,35 @@ func FuzzParseInstall(f *testing.F) {
 		}
 	})
 }
+
+// A build that is interrupted leaves the image that was there.
+func TestBuildInterrupted(t *testing.T) {
+	o := options(t, t.TempDir())
+	writeBase(t, o, imagetest.Base())
+	first, err := Build(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	o.Version = "44.test.2"
+	o.Step = func(name string) func(string) {
+		if name == "write" {
+			cancel()
+		}
+		return func(string) {}
+	}
+	if _, err := Build(ctx, o); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	img, err := o.Out.Open("amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := img.Digest(); err != nil || d.String() != first.Digest {
+		t.Errorf("digest %s, %v, want %s", d, err, first.Digest)
+	}
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(o.Out.Path), ".*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
