@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -57,7 +58,13 @@ type Client struct {
 
 // New makes a client for the tailscaled that listens on the given socket.
 func New(socket string) *Client {
-	return &Client{lc: local.Client{Socket: socket, UseSocketOnly: true}}
+	return &Client{lc: local.Client{
+		OmitAuth: true, // which only macOS has
+		// The library's own dialler waits two seconds for a missing socket.
+		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
 }
 
 // State is how this machine stands in the tailnet.
@@ -146,7 +153,7 @@ func (c *Client) Join(ctx context.Context, controlURL string, key joinkey.Key, h
 		return State{}, err
 	}
 	if st.Joined {
-		return st, joined(st)
+		return st, Joined(st)
 	}
 	state, err := c.login(ctx, controlURL, key, hostname)
 	if err != nil {
@@ -161,8 +168,8 @@ func (c *Client) Join(ctx context.Context, controlURL string, key joinkey.Key, h
 	return state, nil
 }
 
-// joined is the error for a machine that has joined already.
-func joined(st State) error {
+// Joined is the error for a machine that has joined already.
+func Joined(st State) error {
 	return &advice.Error{
 		Text:  fmt.Sprintf("this laptop has joined already, as %s (%s)", st.Hostname, st.Address),
 		Todo:  "`veilor status` shows how it is. To join with another key: `run0 veilor leave`, then `run0 veilor join`.",
@@ -355,14 +362,15 @@ func hide(err error, key joinkey.Key) error {
 	return &advice.Error{Text: strings.ReplaceAll(err.Error(), key.Secret(), key.String()), Todo: advice.Todo(err)}
 }
 
-// Leave gives this machine's identity up. A tailscaled that does not run is
-// ErrStopped.
-func (c *Client) Leave(ctx context.Context) error {
-	if _, err := c.State(ctx); err != nil {
-		return err
+// Leave gives this machine's identity up and returns how it stood before.
+// tailscaled must run.
+func (c *Client) Leave(ctx context.Context) (State, error) {
+	st, err := c.ready(ctx)
+	if err != nil {
+		return State{}, err
 	}
 	if err := c.lc.Logout(ctx); err != nil {
-		return fmt.Errorf("logging out: %w", err)
+		return st, fmt.Errorf("logging out: %w", err)
 	}
-	return nil
+	return st, nil
 }

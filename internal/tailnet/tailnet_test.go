@@ -190,10 +190,11 @@ func TestJoinTwice(t *testing.T) {
 
 func TestLeave(t *testing.T) {
 	d := &daemon{backend: "Running"}
-	if err := run(t, d).Leave(t.Context()); err != nil || d.backend != "NeedsLogin" {
-		t.Errorf("%v, %s", err, d.backend)
+	was, err := run(t, d).Leave(t.Context())
+	if err != nil || d.backend != "NeedsLogin" || !was.Joined || was.Hostname != "laptop-7f" {
+		t.Errorf("%+v, %v, %s", was, err, d.backend)
 	}
-	if err := New(filepath.Join(t.TempDir(), "none")).Leave(t.Context()); !errors.Is(err, ErrStopped) {
+	if _, err := New(filepath.Join(t.TempDir(), "none")).State(t.Context()); !errors.Is(err, ErrStopped) {
 		t.Errorf("without tailscaled: %v", err)
 	}
 }

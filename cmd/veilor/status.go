@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/veilor/veilor-os/internal/bootc"
+	"github.com/veilor/veilor-os/internal/mesh"
+	"github.com/veilor/veilor-os/internal/rootdisk"
+	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/status"
+	"github.com/veilor/veilor-os/internal/tailnet"
+	"github.com/veilor/veilor-os/internal/yggdrasil"
+)
+
+const (
+	// askLimit bounds the question to each daemon. veilor-mesh takes up to 2.5 s
+	// to be sure that a layer is silent.
+	askLimit = 5 * time.Second
+	// maxStatus bounds what is read of an answer; a service takes some 500 bytes.
+	maxStatus = 1 << 20
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Say what is reachable, over which layer, and on what system",
+		Long: `Status says what is reachable, over which layer, and on what system. Layers that
+nobody used lately are tried first, so that the answer is true now.
+
+It exits 0 if it could answer, whatever the answer is.`,
+		Example: "  veilor status\n  veilor status --json",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := a.report(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(r)
+			}
+			return r.Text(cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; fields are added over time, never changed")
+	return cmd
+}
+
+// report asks everybody at once. What cannot be learned is in the report.
+func (a *app) report(ctx context.Context) (*status.Report, error) {
+	s, err := site.Load(a.site)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	var (
+		r  status.Report
+		tn tailnet.State
+		wg sync.WaitGroup
+	)
+	wg.Go(func() { r.System, r.Unknown.NotImage, r.Unknown.NeedsRoot, r.Unknown.Image = a.system(ctx) })
+	var encrypted bool
+	wg.Go(func() { encrypted, r.Unknown.Disk = rootdisk.Encrypted(os.DirFS(a.root)) })
+	wg.Go(func() { r.Services, r.Unknown.Mesh = a.services(ctx) })
+	wg.Go(func() {
+		tn, r.Unknown.Tailnet = tailnet.New(a.tailscaledSocket).State(ctx)
+		if errors.Is(r.Unknown.Tailnet, tailnet.ErrStopped) {
+			r.Unknown.Tailnet = nil // as is normal before joining
+		}
+	})
+	wg.Go(func() {
+		var y *yggdrasil.Status
+		if y, r.Unknown.Yggdrasil = yggdrasil.Query(ctx, a.yggSocket); y != nil {
+			r.Yggdrasil = status.Yggdrasil{Key: y.Key, Address: y.Address, Peer: y.Peer, Up: y.Up}
+		}
+	})
+	wg.Wait()
+
+	if r.Unknown.Disk == nil {
+		r.System.Encrypted = &encrypted
+	}
+	r.Mesh = status.Mesh{Joined: tn.Joined, Tags: []string{}}
+	if tn.Joined {
+		r.Mesh.Hostname, r.Mesh.Tier = tn.Hostname, tier(s, tn.Tags)
+		r.Mesh.Tags = append(r.Mesh.Tags, tn.Tags...)
+		if tn.Address.IsValid() {
+			r.Mesh.Address = tn.Address.String()
+		}
+	}
+	if r.Unknown.Mesh != nil {
+		for _, v := range s.Services {
+			r.Services = append(r.Services, status.Service{Name: v.Name, Layer: status.None, Layers: []status.Layer{}})
+		}
+	}
+	for i := range r.Services {
+		if v := &r.Services[i]; v.Layer == string(mesh.Tailnet) {
+			v.Path = path(s, tn, v.Name)
+		}
+	}
+	r.Judge(time.Now())
+	return &r, nil
+}
+
+// path is how the tailnet carries packets to the host of a service.
+func path(s *site.Site, tn tailnet.State, service string) string {
+	for _, v := range s.Services {
+		if h, ok := s.Host(v.Host); ok && v.Name == service {
+			return tn.Path(h.Tailnet)
+		}
+	}
+	return ""
+}
+
+// tier is what the site calls the first of the tags that it knows.
+func tier(s *site.Site, tags []string) string {
+	for _, t := range s.Tiers {
+		if slices.Contains(tags, t.Tag) {
+			return t.Name
+		}
+	}
+	return ""
+}
+
+// system asks bootc, and for the rest os-release.
+func (a *app) system(ctx context.Context) (sys status.System, notImage, needsRoot bool, err error) {
+	os := a.osRelease()
+	sys = status.System{Name: os.name, Version: os.version}
+	if a.euid() != 0 {
+		return sys, false, true, nil // bootc answers to root only
+	}
+	h, err := bootc.Status(ctx)
+	switch {
+	case errors.Is(err, bootc.ErrMissing), errors.Is(err, bootc.ErrNotManaged):
+		return sys, true, false, err
+	case err != nil:
+		return sys, false, false, err
+	}
+	sys.Image, sys.Digest, sys.Signature = h.Booted.Ref, h.Booted.Digest, string(h.Booted.Signature)
+	if h.Booted.Version != "" {
+		sys.Version = h.Booted.Version
+	}
+	if h.Staged != nil {
+		sys.Staged = h.Staged.Version
+		if sys.Staged == "" {
+			sys.Staged = h.Staged.Digest
+		}
+	}
+	return sys, false, false, nil
+}
+
+// services asks veilor-mesh.
+func (a *app) services(ctx context.Context) ([]status.Service, error) {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", a.meshSocket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://mesh/status", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+			return nil, fmt.Errorf("nobody listens on %s", filepath.Clean(a.meshSocket))
+		case errors.Is(err, context.DeadlineExceeded):
+			return nil, fmt.Errorf("no answer within %v", askLimit)
+		}
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("it says %s", strings.ToLower(resp.Status))
+	}
+	var answer struct {
+		Services []status.Service `json:"services"`
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxStatus)).Decode(&answer); err != nil {
+		return nil, fmt.Errorf("reading its answer: %w", err)
+	}
+	return answer.Services, nil
+}
