@@ -8,11 +8,13 @@
 package censor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -228,6 +230,27 @@ func (c *Censor) names() []string {
 
 // ErrMissed is the cause when a rule in force has dropped nothing.
 var ErrMissed = errors.New("the block has dropped nothing, so it proves nothing")
+
+// AwaitHit waits until the named rule has dropped something, and gives up with
+// ctx: whoever is blocked may be silent for a while.
+func (c *Censor) AwaitHit(ctx context.Context, name string) error {
+	tick := time.NewTicker(hitPoll)
+	defer tick.Stop()
+	for {
+		err := c.Hit(name)
+		if !errors.Is(err, ErrMissed) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// hitPoll is how often AwaitHit looks.
+const hitPoll = 50 * time.Millisecond
 
 // Hit returns an error unless the named rule has dropped something.
 func (c *Censor) Hit(name string) error {

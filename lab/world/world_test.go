@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,7 +22,9 @@ import (
 
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
+	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/censor"
+	"github.com/veilor/veilor-os/lab/debian"
 	"github.com/veilor/veilor-os/lab/namespace"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	labsite "github.com/veilor/veilor-os/lab/site"
@@ -31,20 +34,25 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
-// toolsVar names a directory with headscale, tailscaled, tailscale, veilor-ygg
-// and publicpeer; without it they are built, which takes minutes the first time.
-const toolsVar = "VEILOR_LAB_TOOLS"
+const (
+	// cacheVar names the lab's cache. What the world runs is kept there between
+	// tests and shared with the demo. Without it everything is made anew, but
+	// dnsmasq, which then must be installed.
+	cacheVar = "VEILOR_LAB_CACHE"
+	// toolsVar names a directory with all programs, ready made.
+	toolsVar = "VEILOR_LAB_TOOLS"
+)
 
 func tools(t *testing.T) world.Tools {
 	t.Helper()
-	dnsmasq, err := exec.LookPath("dnsmasq")
-	if err != nil {
-		t.Skip("SKIPPED, the world is NOT tested: no dnsmasq here; apt-get install dnsmasq-base")
-	}
+	dnsmasq := dnsmasq(t)
 	dir := os.Getenv(toolsVar)
 	if dir == "" {
 		dir = t.TempDir()
-		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", dir,
+		if cache := os.Getenv(cacheVar); cache != "" {
+			dir = filepath.Join(cache, "bin")
+		}
+		build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", dir+"/",
 			"github.com/juanfont/headscale/cmd/headscale", "tailscale.com/cmd/tailscaled", "tailscale.com/cmd/tailscale",
 			"github.com/veilor/veilor-os/lab/cmd/publicpeer", "github.com/veilor/veilor-os/cmd/veilor-ygg")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -55,8 +63,31 @@ func tools(t *testing.T) world.Tools {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	return world.Tools{
 		Headscale: at("headscale"), Tailscaled: at("tailscaled"), Tailscale: at("tailscale"),
-		VeilorYgg: at("veilor-ygg"), PublicPeer: at("publicpeer"),
-		Dnsmasq: func(args ...string) *exec.Cmd { return exec.Command(dnsmasq, args...) },
+		VeilorYgg: at("veilor-ygg"), PublicPeer: at("publicpeer"), Dnsmasq: dnsmasq,
+	}
+}
+
+// dnsmasq is the host's, or that of the lab's tools root.
+func dnsmasq(t *testing.T) func(...string) *exec.Cmd {
+	t.Helper()
+	if path, err := exec.LookPath("dnsmasq"); err == nil {
+		return func(args ...string) *exec.Cmd { return exec.Command(path, args...) }
+	}
+	dir := os.Getenv(cacheVar)
+	if dir == "" {
+		t.Skip("SKIPPED, the world is NOT tested: no dnsmasq here; apt-get install dnsmasq-base, or set " + cacheVar + " to a directory for the lab's own")
+	}
+	root, err := debian.Tools.Build(t.Context(), &cache.Cache{Dir: dir}, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tools, err := sandbox.Chroot(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tools.Close() })
+	return func(args ...string) *exec.Cmd {
+		return tools.Command(context.WithoutCancel(t.Context()), "dnsmasq", args...)
 	}
 }
 
@@ -252,9 +283,12 @@ func TestWorld(t *testing.T) {
 			t.Error("the tailnet answers though UDP and control are blocked")
 		}
 		for _, rule := range []string{"udp", "control"} {
-			if err := w.Censor.Hit(rule); err != nil {
+			// tailscaled may rest between two attempts.
+			wait, cancel := context.WithTimeout(ctx, 30*time.Second)
+			if err := w.Censor.AwaitHit(wait, rule); err != nil {
 				t.Error(err)
 			}
+			cancel()
 		}
 		hits, err := w.Censor.Clear()
 		t.Log("dropped:", hits)
@@ -290,6 +324,24 @@ func TestWorld(t *testing.T) {
 	cancel()
 	w.Close()
 	gone(t, f)
+}
+
+// TestCancelled ends the world while it comes up.
+func TestCancelled(t *testing.T) {
+	f := prepare(t)
+	for _, after := range []time.Duration{time.Millisecond, 300 * time.Millisecond, 3 * time.Second} {
+		ctx, cancel := context.WithTimeoutCause(t.Context(), after, errors.New("the person has had enough"))
+		w, err := world.Start(ctx, f.cfg)
+		if err == nil {
+			<-ctx.Done() // it was faster
+			w.Close()
+		} else if !strings.Contains(err.Error(), "had enough") {
+			t.Errorf("after %v: %v", after, err)
+		}
+		cancel()
+		gone(t, f)
+		os.RemoveAll(f.cfg.Run)
+	}
 }
 
 // yggLeg reaches the service over Yggdrasil through the edge, and through the
@@ -337,18 +389,36 @@ func yggLeg(ctx context.Context, t *testing.T, f *fixture, w *world.World, servi
 		cmd.Wait()
 	}()
 	await := func(what string, limit time.Duration) {
+		t.Helper()
 		began := time.Now()
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		type answer struct {
+			from netip.Addr
+			err  error
+		}
+		answers := make(chan answer, 1000)
+		beat := time.NewTicker(100 * time.Millisecond)
+		defer beat.Stop()
+		last := errors.New("not asked")
 		for {
-			from, err := get(ctx, w.Guest, f.pool, service, time.Second)
-			if err == nil {
-				t.Logf("%s: answer from %v after %.2f s", what, from, time.Since(began).Seconds())
-				if want := world.Address(key); from != want {
-					t.Errorf("%s: from %v, want %v", what, from, want)
+			go func() {
+				from, err := get(ctx, w.Guest, f.pool, service, 5*time.Second)
+				answers <- answer{from, err}
+			}()
+			select {
+			case a := <-answers:
+				if a.err == nil {
+					t.Logf("%s: answer from %v after %.2f s", what, a.from, time.Since(began).Seconds())
+					if want := world.Address(key); a.from != want {
+						t.Errorf("%s: from %v, want %v", what, a.from, want)
+					}
+					return
 				}
-				return
-			}
-			if time.Since(began) > limit {
-				t.Errorf("%s: no answer in %v: %v", what, limit, err)
+				last = a.err
+			case <-beat.C:
+			case <-ctx.Done():
+				t.Errorf("%s: no answer in %v: %v", what, limit, last)
 				return
 			}
 		}
