@@ -40,10 +40,12 @@ const (
 	deadRoundTrips = 4
 	// pingAfter and echoDead are the same for the side that counts bytes. The
 	// library answers traffic with a keepalive after 1 s at the latest
-	// (ironwood, network/config.go peerKeepAliveDelay), so that even an
-	// unanswered ping in a full queue must not kill before that.
-	pingAfter = 400 * time.Millisecond
-	echoDead  = 1500 * time.Millisecond
+	// (ironwood, network/config.go peerKeepAliveDelay), so that even while a
+	// ping is stuck in a full queue echoDead must be more than that. It is the
+	// greater part of a failover: until the edge has given the laptop's old
+	// peering up, it sends its answers there.
+	pingAfter = 300 * time.Millisecond
+	echoDead  = 1200 * time.Millisecond
 	// look is the pause between two looks while data waits.
 	look = 50 * time.Millisecond
 )

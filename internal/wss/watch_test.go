@@ -54,9 +54,9 @@ func TestEchoWatch(t *testing.T) {
 	for name, looks := range map[string][]look{
 		"only received":               {{0, 100, 0, idle}, {time.Hour, 200, 0, idle}},
 		"answered":                    {{0, 0, 10, waiting}, {50 * ms, 10, 10, idle}, {time.Hour, 10, 10, idle}},
-		"answered after a ping":       {{0, 0, 10, waiting}, {400 * ms, 0, 10, ping}, {450 * ms, 0, 10, waiting}, {500 * ms, 6, 10, idle}, {time.Hour, 6, 10, idle}},
-		"never answered":              {{0, 0, 10, waiting}, {400 * ms, 0, 20, ping}, {1499 * ms, 0, 90, waiting}, {1500 * ms, 0, 90, dead}},
-		"received and sent in a look": {{0, 5, 10, waiting}, {50 * ms, 9, 20, waiting}, {450 * ms, 9, 20, ping}, {500 * ms, 15, 20, idle}},
+		"answered after a ping":       {{0, 0, 10, waiting}, {300 * ms, 0, 10, ping}, {350 * ms, 0, 10, waiting}, {500 * ms, 6, 10, idle}, {time.Hour, 6, 10, idle}},
+		"never answered":              {{0, 0, 10, waiting}, {300 * ms, 0, 20, ping}, {1199 * ms, 0, 90, waiting}, {1200 * ms, 0, 90, dead}},
+		"received and sent in a look": {{0, 5, 10, waiting}, {50 * ms, 9, 20, waiting}, {350 * ms, 9, 20, ping}, {500 * ms, 15, 20, idle}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var w echoWatch
