@@ -53,7 +53,7 @@ func fleet(t *testing.T) *Fleet {
 	t.Helper()
 	laptop := func(name, of string, n int) Machine {
 		return Machine{
-			Name: name, Tier: of, Yggdrasil: key(100+n),
+			Name: name, Tier: of, Yggdrasil: key(100 + n),
 			Tailnet: []netip.Addr{netip.AddrFrom4([4]byte{100, 64, 1, byte(n)})},
 		}
 	}
