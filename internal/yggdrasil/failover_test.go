@@ -60,7 +60,6 @@ func TestFailover(t *testing.T) {
 		Edges:       []wirePeer{{Name: "edge-1", URL: "wss://edge.lab.test/", Address: "10.88.3.20:443", Key: hexKey(edge.pub)}},
 		PublicPeers: []wirePeer{publicPeer},
 	}, "SSL_CERT_FILE="+edgeCert)
-	w.config = cfg
 	w.role(w.edge, "service", "["+w.edgeAddr+"]:443", "["+w.edgeAddr+"]:22")
 	w.role(w.laptop, "service", "["+w.laptopAddr+"]:22")
 

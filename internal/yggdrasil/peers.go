@@ -55,6 +55,7 @@ type supervisor struct {
 	dials   map[peering.ID]context.CancelFunc
 	open    map[peering.ID]*transport
 	link    *link
+	failure map[int]string // the last error of each peer that did not answer
 }
 
 // transport is an open one that is not joined.
@@ -86,6 +87,7 @@ func (s *supervisor) run(ctx context.Context) {
 	s.results = make(chan result)
 	s.dials = map[peering.ID]context.CancelFunc{}
 	s.open = map[peering.ID]*transport{}
+	s.failure = map[int]string{}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -123,11 +125,17 @@ func (s *supervisor) note(r result) {
 	case peering.Opened:
 		if s.dials[e.ID] != nil {
 			s.open[e.ID] = &transport{conn: r.conn, peer: r.peer}
+			delete(s.failure, r.peer)
 		}
 		delete(s.dials, e.ID)
 	case peering.Failed:
-		if s.dials[e.ID] != nil && !errors.Is(r.err, context.Canceled) {
-			s.log.Info("peer does not answer", "peer", name, "err", r.err)
+		if s.dials[e.ID] != nil {
+			level := slog.LevelInfo
+			if s.failure[r.peer] == r.err.Error() {
+				level = slog.LevelDebug // a day offline must not fill the journal
+			}
+			s.failure[r.peer] = r.err.Error()
+			s.log.Log(context.Background(), level, "peer does not answer", "peer", name, "err", r.err)
 		}
 		delete(s.dials, e.ID)
 	case peering.Down:

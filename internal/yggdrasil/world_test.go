@@ -154,7 +154,6 @@ type world struct {
 	dir                     string
 	binary                  string
 	isp, laptop, edge, peer netns.NsHandle
-	config                  *Config // the laptop's
 	edgeAddr, laptopAddr    string
 }
 
