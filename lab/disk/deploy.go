@@ -147,7 +147,14 @@ func (in *installer) configure(ctx context.Context) error {
 	in.disk.Kargs = slices.Concat(
 		[]string{"root=/dev/mapper/" + luks, "rw", "rd.luks.uuid=" + luks},
 		image, in.Kargs)
-	if err := in.run(ctx, "ostree", append([]string{"admin", "instutil", "set-kargs", "--sysroot=" + in.sysroot(), "--"}, in.disk.Kargs...)...); err != nil {
+	args := []string{"admin", "instutil", "set-kargs", "--sysroot=" + in.sysroot()}
+	for _, k := range in.disk.Kargs {
+		args = append(args, "--append="+k)
+	}
+	if err := in.run(ctx, "ostree", args...); err != nil {
+		return err
+	}
+	if err := checkEntry(os.DirFS(in.root.Path(filepath.Join(in.sysroot(), "boot"))), in.disk.Kargs); err != nil {
 		return err
 	}
 	etc := filepath.Join(deployment, "etc")
@@ -215,6 +222,31 @@ func parseKargs(b []byte, goarch string) ([]string, error) {
 		}
 	}
 	return f.Kargs, nil
+}
+
+// checkEntry makes sure that the one boot entry has all kernel arguments: a
+// machine without its root's says nothing at all.
+func checkEntry(boot fs.FS, kargs []string) error {
+	names, err := fs.Glob(boot, "loader/entries/*.conf")
+	if err != nil || len(names) != 1 {
+		return fmt.Errorf("looking for the boot entry: found %d, want one", len(names))
+	}
+	b, err := fs.ReadFile(boot, names[0])
+	if err != nil {
+		return fmt.Errorf("reading the boot entry: %w", err)
+	}
+	var have []string
+	for _, line := range strings.Split(string(b), "\n") {
+		if options, ok := strings.CutPrefix(line, "options "); ok {
+			have = strings.Fields(options)
+		}
+	}
+	for _, k := range kargs {
+		if !slices.Contains(have, k) {
+			return fmt.Errorf("the boot entry lacks the kernel argument %s", k)
+		}
+	}
+	return nil
 }
 
 // setPassword replaces the password field of a user in a shadow(5) file.

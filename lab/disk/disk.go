@@ -28,7 +28,7 @@ import (
 
 const (
 	// version of what Install makes; raise it when the code changes that.
-	version = "1"
+	version = "2"
 
 	// Stateroot is ostree's name for the installed system.
 	Stateroot = "veilor"

@@ -127,6 +127,20 @@ func FuzzParseKargs(f *testing.F) {
 	})
 }
 
+func TestCheckEntry(t *testing.T) {
+	boot := fstest.MapFS{"loader.0/entries/ostree-1.conf": {Data: []byte("title x\noptions root=/dev/a rw ostree=/x\nlinux /k\n")}}
+	boot["loader/entries/ostree-1.conf"] = boot["loader.0/entries/ostree-1.conf"]
+	if err := checkEntry(boot, []string{"rw", "root=/dev/a"}); err != nil {
+		t.Error(err)
+	}
+	if err := checkEntry(boot, []string{"quiet"}); err == nil || !strings.Contains(err.Error(), "quiet") {
+		t.Errorf("error %v, want one about quiet", err)
+	}
+	if err := checkEntry(fstest.MapFS{}, nil); err == nil {
+		t.Error("no entry was no error")
+	}
+}
+
 func TestSetPassword(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "shadow")
 	if err := os.WriteFile(path, []byte("root:*:1:0:99999:7:::\nrooter:*:1::::::\n"), 0o640); err != nil {
