@@ -9,7 +9,9 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -178,6 +180,9 @@ func (l *Lab) site() error {
 	if err != nil {
 		return err
 	}
+	if err := makeRoot(l.PeerKey); err != nil {
+		return err
+	}
 	peerKey, err := nodeKey(l.PeerKey)
 	if err != nil {
 		return err
@@ -225,4 +230,29 @@ func nodeKey(file string) (site.Key, error) {
 		return "", err
 	}
 	return site.Key(hex.EncodeToString(private.Public().(ed25519.PublicKey))), nil
+}
+
+// makeRoot makes a node key, if file has none, that is lower than any other node
+// of the lab will draw. The lowest key is the root of Yggdrasil's tree, and in
+// the real network that is never a laptop; were it one here, its every change of
+// peers would be a change of root for everybody.
+func makeRoot(file string) error {
+	if exists(file) {
+		return nil
+	}
+	for {
+		public, private, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			return err
+		}
+		// Two bytes of zeros: one other key in 65,536 is as low.
+		if public[0] != 0 || public[1] != 0 {
+			continue
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(private)
+		if err != nil {
+			return err
+		}
+		return renameio.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	}
 }

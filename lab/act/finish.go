@@ -1,0 +1,129 @@
+package act
+
+import (
+	"context"
+	"debug/buildinfo"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/veilor/veilor-os/lab/report"
+)
+
+// standIns are the parts of this run that take the place of others.
+var standIns = []report.StandIn{
+	{Part: "lab base", For: "secureblue's Kinoite", Why: "a Debian 13 root, committed and encapsulated by ostree; it carries secureblue's own settings where our recipe has to undo them"},
+	{Part: "lab/bootc", For: "bootc", Why: "no package of it exists for Debian; same command line and JSON, over the ostree-ext library that bootc is made of"},
+	{Part: "lab/disk", For: "Anaconda", Why: "partitions, deploys and encrypts as ostreecontainer does, but without its screens"},
+	{Part: "GRUB that reads boot entries itself", For: "Fedora's shim, GRUB and bootupd", Why: "Debian's GRUB has no blscfg"},
+	{Part: "encryption in user space before the first boot", For: "dm-crypt in the installer", Why: "so that it also works where the kernel has no device mapper"},
+	{Part: "registry on loopback", For: "ghcr.io", Why: "there is no Internet in the lab; names and signatures are the real ones"},
+	{Part: "lab web CA", For: "the public web's authorities", Why: "for hs.lab.test, edge.lab.test and peer.lab.test"},
+	{Part: "a unit of the base that runs its certificate update at boot", For: "update-ca-trust in the image build", Why: "modules that run programs of the base are not applied on a desk"},
+	{Part: "systemd-resolved", For: "dnsconfd with Unbound", Why: "dnsconfd is not in Debian"},
+	{Part: "systemd-networkd", For: "NetworkManager", Why: "the lab base has no desktop"},
+}
+
+// untried is what no lab shows.
+var untried = []string{
+	"secureblue's real image: SELinux, Trivalent, the desktop",
+	"real hardware: Secure Boot, TPM, Wi-Fi, suspend",
+	"a real censor, and a network with real distance in it",
+	"Fedora's installer on its own media",
+}
+
+// writeReport puts down what was found, whatever came of the run.
+func (s *Stage) writeReport(began time.Time) error {
+	path := filepath.Join(s.Out, "report.json")
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("writing the report: %w", err)
+	}
+	took := time.Since(began)
+	s.checks = append(s.checks, report.Fact("demo.time", "the whole run", report.Seconds(took), "s"))
+	if err := report.Append(path, s.checks...); err != nil {
+		return err
+	}
+	p := &s.page
+	p.Title = "One laptop, one town, one censor"
+	p.Made, p.Took = began, took
+	p.Machine = fmt.Sprintf("%d cores%s", runtime.NumCPU(), p.Machine)
+	p.Checks = s.checks
+	p.StandIns, p.Untried = standIns, untried
+	if s.browser != nil {
+		p.Samples, _ = s.browser.all()
+	}
+	p.Commit = s.commit()
+	p.Versions = s.versions()
+	return p.Write(filepath.Join(s.Out, "report.html"))
+}
+
+// commit of this checkout; "-dirty" if there is more in it.
+func (s *Stage) commit() string {
+	out, err := exec.Command("git", "-c", "safe.directory="+s.Source, "-C", s.Source, "describe", "--always", "--dirty", "--abbrev=12").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// versions of what took part: of our Go programs' modules, and of the tools.
+func (s *Stage) versions() []report.Version {
+	all := []report.Version{{Name: "veilor-os image", Version: s.Version}, {Name: "Go", Version: strings.TrimPrefix(runtime.Version(), "go")}}
+	for _, p := range []struct{ file, name, module string }{
+		{s.programs.headscale, "Headscale", "github.com/juanfont/headscale"},
+		{s.programs.tailscaled, "tailscaled", "tailscale.com"},
+		{s.programs.ygg, "Yggdrasil (library)", "github.com/yggdrasil-network/yggdrasil-go"},
+	} {
+		if v := moduleVersion(p.file, p.module); v != "" {
+			all = append(all, report.Version{Name: p.name, Version: v})
+		}
+	}
+	if s.tools == nil {
+		return all
+	}
+	for _, t := range []struct{ name, program, argument string }{
+		{"ostree", "ostree", "--version"}, {"skopeo", "skopeo", "--version"},
+		{"cryptsetup", "cryptsetup", "--version"}, {"QEMU", "qemu-system-x86_64", "--version"}, {"dnsmasq", "dnsmasq", "--version"},
+	} {
+		out, err := s.tools.Output(context.Background(), s.log, t.program, t.argument)
+		if err == nil {
+			all = append(all, report.Version{Name: t.name, Version: firstNumber(out)})
+		}
+	}
+	return all
+}
+
+// moduleVersion is the version of a module that a Go program was built from.
+func moduleVersion(program, module string) string {
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		return ""
+	}
+	if info.Main.Path == module {
+		return info.Main.Version
+	}
+	for _, d := range info.Deps {
+		if d.Path == module {
+			return d.Version
+		}
+	}
+	return ""
+}
+
+// firstNumber is the first word of a program's answer that begins with a digit,
+// with or without quotes around it.
+func firstNumber(text string) string {
+	for _, w := range strings.Fields(text) {
+		w = strings.Trim(w, `'",`)
+		if w != "" && w[0] >= '0' && w[0] <= '9' {
+			return w
+		}
+	}
+	return "unknown"
+}

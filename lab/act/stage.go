@@ -1,0 +1,227 @@
+// Package act is the demo, act by act: build the image, sign it, install it,
+// boot it, join, reach, and go on reaching while the network is taken away.
+//
+// An act uses what the acts before it have left on the [Stage]. The first that
+// fails ends the run; those after it are reported as not tried. Everything here
+// is the lab's; the product is only ever run as a program, as a person would.
+package act
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/veilor/veilor-os/lab/base"
+	"github.com/veilor/veilor-os/lab/cache"
+	"github.com/veilor/veilor-os/lab/console"
+	"github.com/veilor/veilor-os/lab/disk"
+	"github.com/veilor/veilor-os/lab/report"
+	"github.com/veilor/veilor-os/lab/sandbox"
+	labsite "github.com/veilor/veilor-os/lab/site"
+	"github.com/veilor/veilor-os/lab/vm"
+	"github.com/veilor/veilor-os/lab/webca"
+	"github.com/veilor/veilor-os/lab/world"
+)
+
+// Options of a run.
+type Options struct {
+	// Source is the checkout, Out is for results, Cache for what later runs use.
+	Source, Out, Cache string
+	// Short leaves out no step and waits less.
+	Short bool
+	// Version of the run's image; empty is the lab's default.
+	Version string
+	Console *console.Console
+}
+
+// Stage is what the acts share.
+type Stage struct {
+	Options
+	cache *cache.Cache
+	log   io.Writer     // out/logs/lab.log
+	run   string        // scratch, gone after the run
+	tools *sandbox.Root // where QEMU and skopeo run
+	close []func()
+
+	// Left by the acts, in the order in which they run.
+	toolsRoot string
+	stub      string // bootc.Build's binary
+	kernel    string // of the base
+	base      *base.Image
+	programs  programs
+	web       *webca.CA
+	site      *labsite.Lab
+	image     builtImage
+	registry  *registry
+	trust     string // a tree with the image's own container policy
+	disk      *disk.Disk
+	accel     vm.Verdict
+	world     *world.World
+	machine   *vm.Machine
+	browser   *client
+
+	page   report.Page
+	checks []report.Check
+}
+
+// play is one act. It returns what came of it, in a few words; empty if it has
+// printed lines of its own.
+type play func(*Stage, context.Context, *console.Act) (string, error)
+
+var acts = []struct {
+	name string
+	play play
+}{
+	{"lab", (*Stage).prepare},
+	{"image", (*Stage).buildImage},
+	{"signature", (*Stage).sign},
+	{"install", (*Stage).install},
+	{"boot", (*Stage).boot},
+	{"join", (*Stage).join},
+	{"reach", (*Stage).reach},
+	{"blocked", (*Stage).block},
+}
+
+// Names are the acts in their order.
+func Names() []string {
+	var names []string
+	for _, a := range acts {
+		names = append(names, a.name)
+	}
+	return names
+}
+
+// Failed says which act failed.
+type Failed struct {
+	Act string
+	Err error
+}
+
+func (f *Failed) Error() string { return fmt.Sprintf("act %q failed: %v", f.Act, f.Err) }
+func (f *Failed) Unwrap() error { return f.Err }
+
+// Run plays all acts and writes the report, also after a failure. It runs inside
+// the sandbox.
+func Run(ctx context.Context, o Options) error {
+	began := time.Now()
+	s, err := open(o)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+
+	o.Console.Header("veilor demo: one laptop, one town, one censor.", fmt.Sprintf("%d cores", runtime.NumCPU()))
+	var failed *Failed
+	for _, a := range acts {
+		printed := o.Console.Begin(a.name)
+		shown := report.Act{Name: a.name, Status: report.Skip}
+		switch {
+		case failed != nil:
+			shown.Text = "needs act " + failed.Act
+			printed.Skip(shown.Text)
+		default:
+			from := time.Now()
+			text, err := a.play(s, ctx, printed)
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			shown.Took, shown.Text, shown.Status = time.Since(from), text, report.Pass
+			if err != nil {
+				failed = &Failed{a.name, err}
+				shown.Text, shown.Status = err.Error(), report.Fail
+				printed.Fail(err)
+			} else {
+				printed.Done("%s", text)
+			}
+		}
+		s.page.Acts = append(s.page.Acts, shown)
+		s.checks = append(s.checks, report.Check{ID: "act." + a.name, Title: "act " + a.name, Status: shown.Status, Note: shown.Text,
+			Value: ptr(report.Seconds(shown.Took)), Unit: "s"})
+	}
+	if err := s.writeReport(began); err != nil {
+		return err
+	}
+	o.Console.Note("report: %s", filepath.Join(o.Out, "report.html"))
+	if failed != nil {
+		o.Console.Note("logs:   %s", filepath.Join(o.Out, "logs"))
+		return failed
+	}
+	for _, c := range s.checks {
+		if c.Status == report.Fail {
+			return fmt.Errorf("a figure is beyond its limit: %s: %s %s", c.Title, report.Number(*c.Value), c.Unit)
+		}
+	}
+	return nil
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func open(o Options) (*Stage, error) {
+	for _, p := range []*string{&o.Source, &o.Out, &o.Cache} {
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return nil, fmt.Errorf("preparing the run: %w", err)
+		}
+		*p = abs
+	}
+	if o.Version == "" {
+		o.Version = fmt.Sprintf("%d.lab.1", labsite.Release)
+	}
+	s := &Stage{Options: o}
+	logs := filepath.Join(o.Out, "logs")
+	if err := os.RemoveAll(logs); err != nil {
+		return nil, fmt.Errorf("preparing the run: %w", err)
+	}
+	for _, d := range []string{logs, o.Cache} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, fmt.Errorf("preparing the run: %w", err)
+		}
+	}
+	log, err := os.Create(filepath.Join(logs, "lab.log"))
+	if err != nil {
+		return nil, fmt.Errorf("preparing the run: %w", err)
+	}
+	s.log = log
+	s.close = append(s.close, func() { log.Close() })
+	if s.run, err = scratch(); err != nil {
+		s.end()
+		return nil, err
+	}
+	s.close = append(s.close, func() { dropScratch(s.run) })
+	return s, nil
+}
+
+// end closes what the acts have opened, last first.
+func (s *Stage) end() {
+	for i := len(s.close) - 1; i >= 0; i-- {
+		s.close[i]()
+	}
+	s.close = nil
+}
+
+// logs is where a part of the lab puts its output.
+func (s *Stage) logs(name string) string { return filepath.Join(s.Out, "logs", name) }
+
+// wait is how long a phase lasts: long, or, in a short run, short.
+func (s *Stage) wait(long, short time.Duration) time.Duration {
+	if s.Short {
+		return short
+	}
+	return long
+}
+
+// check records a finding and returns an error if it is a bad one.
+func (s *Stage) check(c report.Check) error {
+	s.checks = append(s.checks, c)
+	if c.Status != report.Fail {
+		return nil
+	}
+	if c.Value != nil {
+		return fmt.Errorf("%s: %s %s, the limit is %s %s", c.Title, report.Number(*c.Value), c.Unit, report.Number(*c.Limit), c.Unit)
+	}
+	return fmt.Errorf("%s: %s", c.Title, c.Note)
+}
