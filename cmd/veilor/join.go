@@ -175,11 +175,15 @@ func (j *joiner) run(ctx context.Context, limit time.Duration, read func() (stri
 
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	j.steps.begin("clock")
+	j.steps.begin("control") // which also knows what time it is
 	r, err := control.Checker{}.Check(ctx, j.site.Control.URL)
 	if err != nil {
+		if errors.Is(err, control.ErrClock) {
+			j.steps.name = "clock"
+		}
 		return err
 	}
+	j.steps.name = "clock"
 	switch {
 	case !r.HasSkew:
 		j.steps.end("not checked: the control server does not tell the time")
@@ -348,7 +352,7 @@ func (s *steps) end(format string, args ...any) { s.took(format, time.Since(s.be
 
 func (s *steps) took(format string, d time.Duration, args ...any) {
 	if s.live {
-		fmt.Fprint(s.w, "\r")
+		fmt.Fprint(s.w, "\r\x1b[K") // the line is written anew
 	}
 	fmt.Fprintf(s.w, "  %-11s %-48s %4.1f s\n", s.name, fmt.Sprintf(format, args...), d.Seconds())
 	s.finished = true
@@ -359,9 +363,5 @@ func (s *steps) fail() {
 	if s.finished {
 		return
 	}
-	if s.live {
-		fmt.Fprint(s.w, "\r")
-	}
-	fmt.Fprintf(s.w, "  %-11s %-48s %4.1f s\n", s.name, "failed", time.Since(s.began).Seconds())
-	s.finished = true
+	s.end("failed")
 }

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -267,6 +268,26 @@ func TestJoinTouchesNothingEarly(t *testing.T) {
 		if got := l.systemctl(t); got != "" {
 			t.Errorf("systemctl: %q", got)
 		}
+	}
+}
+
+// TestJoinBlocked: a control server that does not answer is named, and nothing
+// is changed.
+func TestJoinBlocked(t *testing.T) {
+	l := newLaptop(t)
+	site, err := os.ReadFile(l.site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := regexp.MustCompile(`https://127\.0\.0\.1:[0-9]+`)
+	l.write(t, "site.yaml", url.ReplaceAllString(string(site), "https://127.0.0.1:1"), 0o644)
+	var errs bytes.Buffer
+	code := l.run([]string{"join"}, strings.NewReader(goodKey), &errs, &errs)
+	if code != exitFailed || !strings.Contains(errs.String(), "  control     failed ") || !strings.Contains(errs.String(), "127.0.0.1 does not answer: connect: connection refused") {
+		t.Errorf("exit %d:\n%s", code, errs.String())
+	}
+	if got := l.systemctl(t); got != "" {
+		t.Errorf("systemctl: %q", got)
 	}
 }
 

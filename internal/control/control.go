@@ -31,6 +31,9 @@ const (
 	dateStep = time.Second
 )
 
+// ErrClock says that the laptop's clock is why the certificate does not hold.
+var ErrClock = errors.New("clock is wrong")
+
 // Result is what the control server told.
 type Result struct {
 	// Skew is how far the laptop's clock is ahead of the server's, to half a
@@ -129,8 +132,9 @@ func clockError(r Result, leaf *x509.Certificate, now time.Time) error {
 		}
 	}
 	return &advice.Error{
-		Text: fmt.Sprintf("your clock is %s; the control server's certificate is not valid at that time", off),
-		Todo: "Set it with: timedatectl set-ntp true     then: veilor join",
+		Text:  fmt.Sprintf("your clock is %s; the control server's certificate is not valid at that time", off),
+		Todo:  "Set it with: timedatectl set-ntp true     then: run0 veilor join",
+		Cause: ErrClock,
 	}
 }
 

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -57,6 +58,9 @@ func TestClock(t *testing.T) {
 		_, err := c.Check(t.Context(), url)
 		if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(advice.Todo(err), tt.todo) {
 			t.Errorf("%v at %v: %v / %s", tt.server, tt.now, err, advice.Todo(err))
+		}
+		if clock := strings.Contains(tt.todo, "timedatectl"); errors.Is(err, ErrClock) != clock {
+			t.Errorf("%v at %v: blames the clock: %v", tt.server, tt.now, !clock)
 		}
 	}
 	c, url := server(t, time.Now().Add(-3*time.Hour), 200)
