@@ -49,6 +49,8 @@ func TestScripts(t *testing.T) {
 				ts.Defer(s.Close)
 				ts.Setenv("REGISTRY", strings.TrimPrefix(s.URL, "http://"))
 			},
+			// headscale runs a small Headscale on loopback and sets $HEADSCALE.
+			"headscale": fakeHeadscale,
 			// exits N PROGRAM ARGS... wants this exit code.
 			"exits": func(ts *testscript.TestScript, _ bool, args []string) {
 				err := ts.Exec(args[1], args[2:]...)
