@@ -19,6 +19,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/veilor/veilor-os/internal/tier"
 )
 
 const (
@@ -159,6 +161,25 @@ func (c *Client) DeleteNode(ctx context.Context, id string) error {
 	}
 	if slices.ContainsFunc(nodes, func(n Node) bool { return n.ID == id }) {
 		return fmt.Errorf("deleting node %s: the server said yes, but it is still there", id)
+	}
+	return nil
+}
+
+// RemoveMachine deletes every node that has one of the machine's addresses, and
+// makes sure that none is left. It is deleted and never only given another tag:
+// a node keeps its session keys for as long as it is a node.
+func (c *Client) RemoveMachine(ctx context.Context, m tier.Machine) error {
+	nodes, err := c.Nodes(ctx)
+	if err != nil {
+		return fmt.Errorf("removing %s: %w", m.Name, err)
+	}
+	for _, n := range nodes {
+		if !slices.ContainsFunc(n.Addresses, func(a netip.Addr) bool { return slices.Contains(m.Tailnet, a) }) {
+			continue
+		}
+		if err := c.DeleteNode(ctx, n.ID); err != nil {
+			return fmt.Errorf("removing %s: %w", m.Name, err)
+		}
 	}
 	return nil
 }
