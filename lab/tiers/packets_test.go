@@ -12,7 +12,11 @@ import (
 
 	"github.com/veilor/veilor-os/internal/packetfilter"
 	"github.com/veilor/veilor-os/internal/tier"
+	"github.com/veilor/veilor-os/lab/sandbox"
 )
+
+// The namespaces and what runs in them end with the sandbox, however that ends.
+func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
 // packetsEach, over the rigs of TestPackets, makes more than 10^5 packets.
 const packetsEach = 11_000
