@@ -230,5 +230,5 @@ func (l *lab) checkMachine(ctx context.Context, m *vm.Machine, img *base.Image) 
 	if err != nil || line != "measured\n" {
 		l.Errorf("from the port: %q, %v", line, err)
 	}
-	l.Logf("boot: %s", must(m.Must(ctx, "systemd-analyze; systemd-analyze blame | head -12; free -m"))(l.T))
+	l.Logf("boot: %s", must(m.Must(ctx, "systemd-analyze; systemd-analyze blame --no-pager | grep service | head -25; head -3 /proc/meminfo; df -m /sysroot /boot"))(l.T))
 }

@@ -84,6 +84,7 @@ type Machine struct {
 
 	cmd     *exec.Cmd
 	started time.Time
+	shell   sync.Mutex // the one shell on the console
 	runs    int
 	done    chan struct{}
 	err     error // of cmd.Wait, once done is closed

@@ -145,8 +145,10 @@ const typeWidth = 2000
 
 // Run runs a command line in the shell that Login left, and waits for its end.
 // It may span lines and change the shell (cd, variables). A non-zero exit code
-// is no error.
+// is no error. One command runs at a time.
 func (m *Machine) Run(ctx context.Context, command string) (Result, error) {
+	m.shell.Lock()
+	defer m.shell.Unlock()
 	m.runs++
 	mark := fmt.Sprintf("lab-%d-%d", m.started.UnixNano(), m.runs)
 	// The command travels as base64, so that no quoting in it matters and the
