@@ -20,13 +20,11 @@ import (
 // dataMount is where the machine finds the lab's own programs.
 const dataMount = "/run/lab"
 
+// autopsyTime is enough for a machine under emulation to print some journal.
+const autopsyTime = 30 * time.Second
+
 // boot starts the world and the machine in it, and logs in on the console.
 func (s *Stage) boot(ctx context.Context, a *console.Act) (string, error) {
-	var err error
-	if s.accel, err = vm.Probe(ctx, s.cache, s.tools, s.kernel, s.log); err != nil {
-		return "", err
-	}
-	s.page.Machine = fmt.Sprintf(", %s (%s)", s.accel.Accel, s.accel.Why)
 	a.Step("starting the world outside")
 	if err := s.startWorld(ctx, a); err != nil {
 		return "", err
@@ -198,4 +196,21 @@ func (s *Stage) inspect(ctx context.Context, a *console.Act) error {
 		wrong = append(wrong, errors.New("already joined"))
 	}
 	return s.check(report.Held("boot.status", "veilor status says image, version, signature, encryption, not joined", errors.Join(wrong...)))
+}
+
+// autopsy saves what the machine's journal says of a failure, if there is a
+// machine that still answers.
+func (s *Stage) autopsy(ctx context.Context) {
+	if s.machine == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, autopsyTime)
+	defer cancel()
+	out, err := s.machine.Must(ctx, "systemctl stop lab-browser; journalctl -b --no-pager -o short-monotonic -n 400; top -b -n 1 2>/dev/null | head -20; cat /proc/loadavg")
+	if err != nil {
+		out = err.Error()
+	}
+	if err := os.WriteFile(s.logs("vm-journal.log"), []byte(out+"\n"), 0o644); err != nil {
+		fmt.Fprintln(s.log, err)
+	}
 }

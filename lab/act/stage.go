@@ -132,6 +132,7 @@ func Run(ctx context.Context, o Options) error {
 			shown.Took, shown.Text, shown.Status = time.Since(from), text, report.Pass
 			if err != nil {
 				failed = &Failed{a.name, err}
+				s.autopsy(ctx)
 				shown.Text, shown.Status = err.Error(), report.Fail
 				printed.Fail(err)
 			} else {

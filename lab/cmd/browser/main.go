@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -125,6 +126,9 @@ func beat(ctx context.Context, o options, samples chan<- browse.Sample) {
 		Transport: &http.Transport{
 			DisableKeepAlives:   true,
 			TLSHandshakeTimeout: o.timeout,
+			// A new connection, but not a new acquaintance: browsers resume
+			// sessions (RFC 8446, 2.2).
+			TLSClientConfig: &tls.Config{ClientSessionCache: tls.NewLRUClientSessionCache(0)},
 		},
 	}
 	slots := make(chan struct{}, maxInFlight)
