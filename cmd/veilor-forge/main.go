@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/tier"
 )
 
 // Exit codes, as for all of veilor's programs.
@@ -166,7 +167,15 @@ func (c *checkout) load() (*site.Site, error) {
 		}
 		c.site = filepath.Join(c.source, "site", "veilor.yaml")
 	}
-	return site.Load(c.site)
+	s, err := site.Load(c.site)
+	if err != nil {
+		return nil, err
+	}
+	// Nothing is made of a site that opens more to a guest than it names.
+	if _, err := tier.New(s); err != nil {
+		return nil, fmt.Errorf("%s: %w", c.site, err)
+	}
+	return s, nil
 }
 
 func isDir(p string) bool {

@@ -162,7 +162,7 @@ func TestBuild(t *testing.T) {
 		"etc/systemd/system/rpm-ostreed-automatic.timer":                    "-rwxrwxrwx -> /dev/null",
 		"etc/systemd/system/upgrade-on-boot.service":                        "-rwxrwxrwx -> /dev/null",
 		"etc/systemd/user/plasma-kwin_wayland.service.d/.wh.override.conf":  "-rw-r--r-- ",
-		"usr/lib/bootc/kargs.d/bluebuild-kargs.toml":                        "-rw-r--r-- kargs = [\"nvidia-drm.modeset=1\", \"nvidia-drm.fbdev=1\"]\nmatch-architectures = [\"x86_64\", \"aarch64\"]\n",
+		"usr/lib/bootc/kargs.d/bluebuild-kargs.toml":                        "-rw-r--r-- kargs = [\"nvidia-drm.modeset=1\", \"nvidia-drm.fbdev=1\", \"rd.luks.options=tries=4\"]\nmatch-architectures = [\"x86_64\", \"aarch64\"]\n",
 		"etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem":                  "-rw-r--r-- # somebody's authorities\n# veilor: the site's authority\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
 		"usr/lib/os-release": "-rw-r--r-- " + `NAME="veilor-os"
 ID=fedora

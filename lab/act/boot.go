@@ -34,10 +34,23 @@ func (s *Stage) boot(ctx context.Context, a *console.Act) (string, error) {
 		return "", err
 	}
 	a.Step("waiting for the disk's passphrase prompt (%s)", s.accel.Accel)
-	if err := s.machine.Unlock(ctx, diskPassphrase); err != nil {
+	answers := []string{diskPassphrase}
+	if s.Mistakes {
+		answers = []string{"correct horse", "battery staple", diskPassphrase}
+	}
+	if err := s.machine.Unlock(ctx, answers[0]); err != nil {
 		return "", err
 	}
 	prompt := time.Since(began)
+	for _, next := range answers[1:] {
+		a.Step("a wrong passphrase typed, waiting to be asked again")
+		if err := s.machine.AwaitLogin(ctx); !errors.Is(err, vm.ErrPassphrase) {
+			return "", fmt.Errorf("a wrong passphrase was typed, but it was not asked again: %v", err)
+		}
+		if err := s.machine.Retry(ctx, next); err != nil {
+			return "", err
+		}
+	}
 	a.Step("passphrase typed, waiting for the login prompt")
 	if err := s.machine.AwaitLogin(ctx); err != nil {
 		return "", err

@@ -125,7 +125,7 @@ func (s *Stage) reach(ctx context.Context, a *console.Act) (string, error) {
 	if err := pause(ctx, s.wait(15*time.Second, settle)); err != nil {
 		return "", err
 	}
-	if err := s.namesLayer(ctx, browse.Tailnet); err != nil {
+	if err := s.namesLayer(ctx, "reach", browse.Tailnet); err != nil {
 		return "", err
 	}
 	all, _ := s.browser.all()
@@ -142,7 +142,7 @@ func (s *Stage) reach(ctx context.Context, a *console.Act) (string, error) {
 }
 
 // namesLayer holds `veilor status` against the layer that is in use.
-func (s *Stage) namesLayer(ctx context.Context, layer string) error {
+func (s *Stage) namesLayer(ctx context.Context, id, layer string) error {
 	st, err := s.status(ctx)
 	if err != nil {
 		return err
@@ -151,7 +151,7 @@ func (s *Stage) namesLayer(ctx context.Context, layer string) error {
 	if len(st.Services) != 1 || st.Services[0].Layer != layer {
 		wrong = fmt.Errorf("it says %+v", st.Services)
 	}
-	return s.check(report.Held("status.layer-"+layer+"-"+strconv.Itoa(len(s.checks)), "veilor status names "+layer+" as the layer in use", wrong))
+	return s.check(report.Held(id+".status", "veilor status names "+layer+" as the layer in use", wrong))
 }
 
 // block takes the network away floor by floor and gives it back.
@@ -223,7 +223,7 @@ func (s *Stage) phase(ctx context.Context, a *console.Act, p phase) (browse.Outa
 		With("%d of %d requests answered, longest silence %.2f s", o.Requests-o.Lost, o.Requests, o.Silence.Seconds())); err != nil {
 		return o, err
 	}
-	if err := s.namesLayer(ctx, p.layer); err != nil {
+	if err := s.namesLayer(ctx, p.id, p.layer); err != nil {
 		return o, err
 	}
 	st, err := s.status(ctx)
@@ -264,7 +264,7 @@ func (s *Stage) unblock(ctx context.Context, a *console.Act) error {
 	if err := s.check(report.AtMost("failover.return", "unblocked: time to the tailnet", back.Sub(from).Seconds(), returnLimit.Seconds(), "s")); err != nil {
 		return err
 	}
-	if err := s.namesLayer(ctx, browse.Tailnet); err != nil {
+	if err := s.namesLayer(ctx, "failover.return", browse.Tailnet); err != nil {
 		return err
 	}
 	a.Line("%-31s %s", "unblocked:", result)

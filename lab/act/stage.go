@@ -33,6 +33,8 @@ type Options struct {
 	Source, Out, Cache string
 	// Short leaves out no step and waits less.
 	Short bool
+	// Mistakes makes the person at the laptop do everything wrong first.
+	Mistakes bool
 	// Version of the run's image; empty is the lab's default.
 	Version string
 	Console *console.Console

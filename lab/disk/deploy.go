@@ -271,42 +271,6 @@ func setPassword(path, user, hash string) error {
 	return fmt.Errorf("setting a password: %s has no user %s", filepath.Base(path), user)
 }
 
-// overlay copies a tree over a root. Links in the root are not followed.
-func overlay(from, to string) error {
-	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		target := filepath.Join(to, rel)
-		if d.IsDir() {
-			return os.MkdirAll(target, 0o755)
-		}
-		if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if d.Type()&fs.ModeSymlink != 0 {
-			link, err := os.Readlink(path)
-			if err != nil {
-				return err
-			}
-			return os.Symlink(link, target)
-		}
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(target, b, 0o644)
-	})
-	if err != nil {
-		return fmt.Errorf("configuring the installer: %w", err)
-	}
-	return nil
-}
-
 // newUUID is a random one (RFC 9562, version 4).
 func newUUID() (string, error) {
 	var b [16]byte

@@ -219,7 +219,7 @@ func install(ctx context.Context, dir string, s *Spec, log io.Writer) (err error
 		}
 	}
 	if s.Config != "" {
-		if err := overlay(s.Config, in.root.Dir()); err != nil {
+		if err := in.root.Lay(s.Config); err != nil {
 			return err
 		}
 	}

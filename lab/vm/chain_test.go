@@ -74,7 +74,7 @@ func must[T any](v T, err error) func(t *testing.T) T {
 func (l *lab) goTool(pkg string) string {
 	l.Helper()
 	out := filepath.Join(l.TempDir(), filepath.Base(pkg))
-	cmd := exec.CommandContext(l.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
+	cmd := exec.CommandContext(l.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if b, err := cmd.CombinedOutput(); err != nil {
 		l.Fatalf("building %s: %v: %s", pkg, err, b)
