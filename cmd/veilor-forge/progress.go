@@ -22,7 +22,9 @@ type progress struct {
 }
 
 func newProgress() *progress {
-	return &progress{w: os.Stderr, live: term.IsTerminal(int(os.Stderr.Fd())), now: time.Now}
+	// A dumb terminal cannot take a line back.
+	live := term.IsTerminal(int(os.Stderr.Fd())) && os.Getenv("TERM") != "dumb"
+	return &progress{w: os.Stderr, live: live, now: time.Now}
 }
 
 // step begins a step; what it returns ends it with a detail. A step that failed

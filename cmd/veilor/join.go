@@ -337,7 +337,9 @@ type steps struct {
 
 func (a *app) newSteps(w io.Writer) *steps {
 	f, ok := w.(*os.File)
-	return &steps{w: w, live: ok && a.terminal(f.Fd()), finished: true}
+	// A dumb terminal cannot take a line back.
+	live := ok && a.terminal(f.Fd()) && os.Getenv("TERM") != "dumb"
+	return &steps{w: w, live: live, finished: true}
 }
 
 func (s *steps) begin(name string) {

@@ -78,8 +78,8 @@ func (s *Stage) startWorld(ctx context.Context, a *console.Act) error {
 	}
 	s.world, err = world.Start(ctx, world.Config{
 		Tools: world.Tools{
-			Headscale: s.programs.headscale, Tailscaled: s.programs.tailscaled, Tailscale: s.programs.tailscale,
-			VeilorYgg: s.programs.ygg, PublicPeer: s.programs.publicPeer,
+			Headscale: s.programs.Headscale, Tailscaled: s.programs.Tailscaled, Tailscale: s.programs.Tailscale,
+			VeilorYgg: s.programs.Ygg, PublicPeer: s.programs.PublicPeer,
 			Dnsmasq: func(args ...string) *exec.Cmd {
 				return s.tools.Command(context.WithoutCancel(ctx), "dnsmasq", args...)
 			},
@@ -105,7 +105,7 @@ func (s *Stage) powerOn(ctx context.Context) error {
 	if err := os.MkdirAll(files, 0o755); err != nil {
 		return fmt.Errorf("preparing the machine: %w", err)
 	}
-	program, err := os.ReadFile(s.programs.browser)
+	program, err := os.ReadFile(s.programs.Browser)
 	if err != nil {
 		return fmt.Errorf("preparing the machine: %w", err)
 	}

@@ -81,9 +81,9 @@ func (s *Stage) commit() string {
 func (s *Stage) versions() []report.Version {
 	all := []report.Version{{Name: "veilor-os image", Version: s.Version}, {Name: "Go", Version: strings.TrimPrefix(runtime.Version(), "go")}}
 	for _, p := range []struct{ file, name, module string }{
-		{s.programs.headscale, "Headscale", "github.com/juanfont/headscale"},
-		{s.programs.tailscaled, "tailscaled", "tailscale.com"},
-		{s.programs.ygg, "Yggdrasil (library)", "github.com/yggdrasil-network/yggdrasil-go"},
+		{s.programs.Headscale, "Headscale", "github.com/juanfont/headscale"},
+		{s.programs.Tailscaled, "tailscaled", "tailscale.com"},
+		{s.programs.Ygg, "Yggdrasil (library)", "github.com/yggdrasil-network/yggdrasil-go"},
 	} {
 		if v := moduleVersion(p.file, p.module); v != "" {
 			all = append(all, report.Version{Name: p.name, Version: v})

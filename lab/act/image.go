@@ -68,7 +68,7 @@ func (s *Stage) forgeBuild(ctx context.Context, out string, env []string, into *
 
 // forge runs veilor-forge as the maintainer would and returns its answer.
 func (s *Stage) forge(ctx context.Context, env []string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, s.programs.forge, args...)
+	cmd := exec.CommandContext(ctx, s.programs.Forge, args...)
 	cmd.Dir = s.Source
 	cmd.Env = append(os.Environ(), append(env, "COSIGN_PASSWORD="+s.site.Passphrase, "XDG_CACHE_HOME="+s.Cache)...)
 	var out bytes.Buffer

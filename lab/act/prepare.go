@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -13,17 +12,11 @@ import (
 	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/console"
 	"github.com/veilor/veilor-os/lab/debian"
+	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	labsite "github.com/veilor/veilor-os/lab/site"
 	"github.com/veilor/veilor-os/lab/webca"
 )
-
-// programs are what the lab runs, built from this repository and its modules.
-type programs struct {
-	forge, ygg                       string // the product's
-	headscale, tailscaled, tailscale string // pinned in lab/go.mod
-	publicPeer, browser              string // the lab's
-}
 
 // prepare makes what stands before the demo: Debian roots, programs, keys, and
 // the image that stands in for secureblue's.
@@ -39,10 +32,10 @@ func (s *Stage) prepare(ctx context.Context, a *console.Act) (string, error) {
 		}
 	}}
 	a.Step("compiling veilor, Headscale and tailscaled")
-	if err := s.compile(ctx); err != nil {
+	var err error
+	if s.programs, err = program.Build(ctx, s.Source, filepath.Join(s.Cache, "bin"), s.log); err != nil {
 		return "", err
 	}
-	var err error
 	if s.toolsRoot, err = debian.Tools.Build(ctx, s.cache, s.log); err != nil {
 		return "", err
 	}
@@ -65,7 +58,7 @@ func (s *Stage) prepare(ctx context.Context, a *console.Act) (string, error) {
 	}
 	s.base, err = base.Build(ctx, s.cache, base.Spec{
 		Tools: s.toolsRoot, Root: root, Bootc: s.stub, WebCA: web,
-		Tailscaled: s.programs.tailscaled, Tailscale: s.programs.tailscale,
+		Tailscaled: s.programs.Tailscaled, Tailscale: s.programs.Tailscale,
 	}, s.log)
 	if err != nil {
 		return "", err
@@ -92,38 +85,6 @@ func only(pattern string) (string, error) {
 		return "", fmt.Errorf("looking for one %s: %d found (%v)", pattern, len(found), err)
 	}
 	return found[0], nil
-}
-
-// compile builds every program. Go's own cache makes this short when nothing
-// has changed.
-func (s *Stage) compile(ctx context.Context) error {
-	bin := filepath.Join(s.Cache, "bin")
-	at := func(name string) string { return filepath.Join(bin, name) }
-	s.programs = programs{
-		forge: at("veilor-forge"), ygg: at("veilor-ygg"),
-		headscale: at("headscale"), tailscaled: at("tailscaled"), tailscale: at("tailscale"),
-		publicPeer: at("publicpeer"), browser: at("browser"),
-	}
-	for _, b := range []struct {
-		module   string
-		packages []string
-	}{
-		{s.Source, []string{"./cmd/veilor-forge", "./cmd/veilor-ygg"}},
-		{filepath.Join(s.Source, "lab"), []string{
-			"github.com/juanfont/headscale/cmd/headscale", "tailscale.com/cmd/tailscaled", "tailscale.com/cmd/tailscale",
-			"./cmd/publicpeer", "./cmd/browser",
-		}},
-	} {
-		args := append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", bin + "/"}, b.packages...)
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Dir = b.module
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		sandbox.Gentle(cmd)
-		if err := sandbox.RunLogged(ctx, cmd, s.log); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // makeKeys makes the lab's keys once, and its site from them.

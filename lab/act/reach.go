@@ -244,6 +244,10 @@ func (s *Stage) unblock(ctx context.Context, a *console.Act) error {
 	if _, err := s.world.Censor.Clear(); err != nil {
 		return err
 	}
+	// Every block has lasted until now, each on top of those before it.
+	for i := range s.page.Bands {
+		s.page.Bands[i].To = from
+	}
 	var back time.Time
 	err := s.browser.until(ctx, returnLimit, "back on the tailnet", func(all []browse.Sample) bool {
 		var ok bool

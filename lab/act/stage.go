@@ -19,6 +19,7 @@ import (
 	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/console"
 	"github.com/veilor/veilor-os/lab/disk"
+	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/report"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	labsite "github.com/veilor/veilor-os/lab/site"
@@ -54,7 +55,7 @@ type Stage struct {
 	stub      string // bootc.Build's binary
 	kernel    string // of the base
 	base      *base.Image
-	programs  programs
+	programs  program.Set
 	web       *webca.CA
 	site      *labsite.Lab
 	image     builtImage

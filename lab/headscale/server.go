@@ -1,5 +1,5 @@
-// Package headscale runs the real Headscale with its embedded DERP relay, and
-// speaks its REST API.
+// Package headscale runs the real Headscale with its embedded DERP relay; the
+// product speaks its REST API.
 package headscale
 
 import (
@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/veilor/veilor-os/internal/headscale"
 	"github.com/veilor/veilor-os/lab/daemon"
 	"github.com/veilor/veilor-os/lab/namespace"
 )
@@ -29,6 +30,9 @@ const (
 	// maxSocketPath is sizeof(sun_path) of unix(7), with its NUL.
 	maxSocketPath = 107
 )
+
+// Operator is the user on whose behalf keys are made.
+const Operator = "operator"
 
 // Config says what to run and where.
 type Config struct {
@@ -50,7 +54,7 @@ type Config struct {
 type Server struct {
 	*daemon.Daemon
 	// API is authenticated for as long as any run of the lab lasts.
-	API *Client
+	API *headscale.Client
 }
 
 // configFile is the complete minimum for 0.29. Everything that would speak to
@@ -156,7 +160,7 @@ func (srv *Server) open(ctx context.Context, ns *namespace.Namespace, c Config, 
 	if len(fields) == 0 {
 		return fmt.Errorf("making an API key: headscale printed none")
 	}
-	srv.API = NewClient(base, fields[len(fields)-1], h)
+	srv.API = headscale.NewClient(base, fields[len(fields)-1], h)
 	if err := srv.API.CreateUser(ctx, Operator); err != nil {
 		return err
 	}

@@ -27,32 +27,25 @@ import (
 	"github.com/veilor/veilor-os/lab/daemon"
 	"github.com/veilor/veilor-os/lab/headscale"
 	"github.com/veilor/veilor-os/lab/namespace"
+	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/webca"
 )
 
-const (
-	// cacheVar names the lab's cache, in which the programs that it builds are.
-	cacheVar = "VEILOR_LAB_CACHE"
-	// toolsVar names a directory with all programs, ready made.
-	toolsVar = "VEILOR_LAB_TOOLS"
-)
+// cacheVar names the lab's cache, in which the programs that it builds are.
+const cacheVar = "VEILOR_LAB_CACHE"
 
 // headscaleProgram is the real Headscale, built from the lab's go.mod.
 func headscaleProgram(t *testing.T) string {
 	t.Helper()
-	dir := os.Getenv(toolsVar)
+	dir := os.Getenv(cacheVar)
 	if dir == "" {
 		dir = t.TempDir()
-		if cache := os.Getenv(cacheVar); cache != "" {
-			dir = filepath.Join(cache, "bin")
-		}
-		build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", dir+"/", "github.com/juanfont/headscale/cmd/headscale")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("building headscale: %v\n%s", err, out)
-		}
 	}
-	return filepath.Join(dir, "headscale")
+	programs, err := program.Build(t.Context(), "../..", filepath.Join(dir, "bin"), t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return programs.Headscale
 }
 
 // control is a real Headscale in a namespace of its own.

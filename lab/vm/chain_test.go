@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,8 +18,10 @@ import (
 	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/debian"
 	"github.com/veilor/veilor-os/lab/disk"
+	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	"github.com/veilor/veilor-os/lab/vm"
+	"github.com/veilor/veilor-os/lab/webca"
 )
 
 // cacheVar names the lab's cache, so that tests and demo share what they build.
@@ -70,26 +71,17 @@ func must[T any](v T, err error) func(t *testing.T) T {
 	}
 }
 
-// goTool builds a program that lab/go.mod names as a tool.
-func (l *lab) goTool(pkg string) string {
-	l.Helper()
-	out := filepath.Join(l.TempDir(), filepath.Base(pkg))
-	cmd := exec.CommandContext(l.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if b, err := cmd.CombinedOutput(); err != nil {
-		l.Fatalf("building %s: %v: %s", pkg, err, b)
-	}
-	return out
-}
-
 func (l *lab) base(ctx context.Context) (tools, stub string, img *base.Image) {
 	l.Helper()
 	tools = must(debian.Tools.Build(ctx, l.cache, l.log))(l.T)
 	root := must(debian.Base.Build(ctx, l.cache, l.log))(l.T)
 	stub = must(bootc.Build(ctx, l.cache, l.log))(l.T)
+	programs := must(program.Build(ctx, "../..", filepath.Join(l.cache.Dir, "bin"), l.log))(l.T)
+	// The same as the demo's, so that it is made once.
+	web := must(webca.Open(filepath.Join(l.cache.Dir, "keys", "web"), time.Now))(l.T)
 	img = must(base.Build(ctx, l.cache, base.Spec{
-		Tools: tools, Root: root, Bootc: stub,
-		Tailscaled: l.goTool("tailscale.com/cmd/tailscaled"), Tailscale: l.goTool("tailscale.com/cmd/tailscale"),
+		Tools: tools, Root: root, Bootc: stub, Tailscaled: programs.Tailscaled, Tailscale: programs.Tailscale,
+		WebCA: must(os.ReadFile(web.CertFile()))(l.T),
 	}, l.log))(l.T)
 	return tools, stub, img
 }

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/veilor/veilor-os/internal/headscale"
 	"github.com/veilor/veilor-os/lab/daemon"
-	"github.com/veilor/veilor-os/lab/headscale"
 	"github.com/veilor/veilor-os/lab/namespace"
 )
 

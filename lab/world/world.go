@@ -27,7 +27,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/veilor/veilor-os/internal/acl"
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/tier"
 	"github.com/veilor/veilor-os/lab/censor"
 	"github.com/veilor/veilor-os/lab/daemon"
 	"github.com/veilor/veilor-os/lab/headscale"
@@ -144,6 +146,9 @@ func (w *World) start(ctx context.Context) error {
 	if err := w.joinHost(ctx); err != nil {
 		return err
 	}
+	if err := w.loadPolicy(ctx); err != nil {
+		return err
+	}
 	return w.startService()
 }
 
@@ -167,11 +172,26 @@ func (w *World) startHeadscale(ctx context.Context) error {
 	}
 	w.keep(srv.Daemon)
 	w.Headscale = srv
-	policy, err := headscale.Policy(w.cfg.Site)
+	return w.loadPolicy(ctx)
+}
+
+// loadPolicy puts the policy of the site's tiers in force. Its tests run for the
+// tiers that have a machine by then.
+func (w *World) loadPolicy(ctx context.Context) error {
+	tiers, err := tier.New(w.cfg.Site)
 	if err != nil {
 		return err
 	}
-	return srv.API.SetPolicy(ctx, policy)
+	fleet, err := tiers.Fleet()
+	if err != nil {
+		return err
+	}
+	policy, err := acl.Compile(fleet)
+	if err != nil {
+		return err
+	}
+	_, err = w.Headscale.API.LoadPolicy(ctx, policy)
+	return err
 }
 
 // service is the site's first service and its host.

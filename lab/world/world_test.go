@@ -26,6 +26,7 @@ import (
 	"github.com/veilor/veilor-os/lab/censor"
 	"github.com/veilor/veilor-os/lab/debian"
 	"github.com/veilor/veilor-os/lab/namespace"
+	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	labsite "github.com/veilor/veilor-os/lab/site"
 	"github.com/veilor/veilor-os/lab/webca"
@@ -34,36 +35,25 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
-const (
-	// cacheVar names the lab's cache. What the world runs is kept there between
-	// tests and shared with the demo. Without it everything is made anew, but
-	// dnsmasq, which then must be installed.
-	cacheVar = "VEILOR_LAB_CACHE"
-	// toolsVar names a directory with all programs, ready made.
-	toolsVar = "VEILOR_LAB_TOOLS"
-)
+// cacheVar names the lab's cache. What the world runs is kept there between
+// tests and shared with the demo. Without it everything is made anew, but
+// dnsmasq, which then must be installed.
+const cacheVar = "VEILOR_LAB_CACHE"
 
 func tools(t *testing.T) world.Tools {
 	t.Helper()
 	dnsmasq := dnsmasq(t)
-	dir := os.Getenv(toolsVar)
+	dir := os.Getenv(cacheVar)
 	if dir == "" {
 		dir = t.TempDir()
-		if cache := os.Getenv(cacheVar); cache != "" {
-			dir = filepath.Join(cache, "bin")
-		}
-		build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", dir+"/",
-			"github.com/juanfont/headscale/cmd/headscale", "tailscale.com/cmd/tailscaled", "tailscale.com/cmd/tailscale",
-			"github.com/veilor/veilor-os/lab/cmd/publicpeer", "github.com/veilor/veilor-os/cmd/veilor-ygg")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("building the world's programs: %v\n%s", err, out)
-		}
 	}
-	at := func(name string) string { return filepath.Join(dir, name) }
+	p, err := program.Build(t.Context(), "../..", filepath.Join(dir, "bin"), t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
 	return world.Tools{
-		Headscale: at("headscale"), Tailscaled: at("tailscaled"), Tailscale: at("tailscale"),
-		VeilorYgg: at("veilor-ygg"), PublicPeer: at("publicpeer"), Dnsmasq: dnsmasq,
+		Headscale: p.Headscale, Tailscaled: p.Tailscaled, Tailscale: p.Tailscale,
+		VeilorYgg: p.Ygg, PublicPeer: p.PublicPeer, Dnsmasq: dnsmasq,
 	}
 }
 
