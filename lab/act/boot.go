@@ -184,6 +184,9 @@ func (s *Stage) inspect(ctx context.Context, a *console.Act) error {
 	if err := s.check(report.Held("boot.units", "no unit has failed", units)); err != nil {
 		return err
 	}
+	if err := s.show(ctx, "first boot", "veilor status"); err != nil {
+		return err
+	}
 	st, err := s.status(ctx)
 	if err != nil {
 		return err

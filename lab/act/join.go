@@ -47,7 +47,7 @@ func (s *Stage) join(ctx context.Context, a *console.Act) (string, error) {
 		return "", fmt.Errorf("veilor join: exit code %d: %s", r.Code, r.Output)
 	}
 	took := time.Since(began)
-	fmt.Fprintln(s.log, r.Output)
+	s.page.Screens = append(s.page.Screens, report.Screen{When: "with a guest's key", Command: "veilor join", Text: r.Output})
 	if st, err = s.status(ctx); err != nil {
 		return "", err
 	}

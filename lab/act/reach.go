@@ -28,6 +28,10 @@ const (
 	// was measured at 4 s after a drop block; emulation doubles it.
 	returnLimit = 60 * time.Second
 
+	// outageLimit is when an outage counts as the end of it: a person has closed
+	// the page by then.
+	outageLimit = 30 * time.Second
+
 	// hitLimit is how long a block may go without stopping a packet; tailscaled
 	// alone tries its control server and its peers every few seconds.
 	hitLimit = 30 * time.Second
@@ -125,7 +129,7 @@ func (s *Stage) reach(ctx context.Context, a *console.Act) (string, error) {
 	if err := pause(ctx, s.wait(15*time.Second, settle)); err != nil {
 		return "", err
 	}
-	if err := s.namesLayer(ctx, "reach", browse.Tailnet); err != nil {
+	if err := s.namesLayer(ctx, "reach", browse.Tailnet, "joined"); err != nil {
 		return "", err
 	}
 	all, _ := s.browser.all()
@@ -142,7 +146,10 @@ func (s *Stage) reach(ctx context.Context, a *console.Act) (string, error) {
 }
 
 // namesLayer holds `veilor status` against the layer that is in use.
-func (s *Stage) namesLayer(ctx context.Context, id, layer string) error {
+func (s *Stage) namesLayer(ctx context.Context, id, layer, when string) error {
+	if err := s.show(ctx, when, "veilor status"); err != nil {
+		return err
+	}
 	st, err := s.status(ctx)
 	if err != nil {
 		return err
@@ -152,6 +159,16 @@ func (s *Stage) namesLayer(ctx context.Context, id, layer string) error {
 		wrong = fmt.Errorf("it says %+v", st.Services)
 	}
 	return s.check(report.Held(id+".status", "veilor status names "+layer+" as the layer in use", wrong))
+}
+
+// show keeps what a command prints, for the report.
+func (s *Stage) show(ctx context.Context, when, command string) error {
+	text, err := s.machine.Must(ctx, command)
+	if err != nil {
+		return err
+	}
+	s.page.Screens = append(s.page.Screens, report.Screen{When: when, Command: command, Text: text})
+	return nil
 }
 
 // block takes the network away floor by floor and gives it back.
@@ -193,7 +210,7 @@ func (s *Stage) phase(ctx context.Context, a *console.Act, p phase) (browse.Outa
 	if err := s.world.Censor.Block(p.rules...); err != nil {
 		return browse.Outage{}, err
 	}
-	err := s.browser.until(ctx, 3*p.limit+settle, p.title+": an answer over "+p.layer, func(all []browse.Sample) bool {
+	err := s.browser.until(ctx, outageLimit, p.title+": an answer over "+p.layer, func(all []browse.Sample) bool {
 		return browse.Watch(all, browse.Stretch{From: from, To: time.Now()}).HasGap
 	})
 	if err == nil {
@@ -223,7 +240,7 @@ func (s *Stage) phase(ctx context.Context, a *console.Act, p phase) (browse.Outa
 		With("%d of %d requests answered, longest silence %.2f s", o.Requests-o.Lost, o.Requests, o.Silence.Seconds())); err != nil {
 		return o, err
 	}
-	if err := s.namesLayer(ctx, p.id, p.layer); err != nil {
+	if err := s.namesLayer(ctx, p.id, p.layer, p.title); err != nil {
 		return o, err
 	}
 	st, err := s.status(ctx)
@@ -268,7 +285,7 @@ func (s *Stage) unblock(ctx context.Context, a *console.Act) error {
 	if err := s.check(report.AtMost("failover.return", "unblocked: time to the tailnet", back.Sub(from).Seconds(), returnLimit.Seconds(), "s")); err != nil {
 		return err
 	}
-	if err := s.namesLayer(ctx, "failover.return", browse.Tailnet); err != nil {
+	if err := s.namesLayer(ctx, "failover.return", browse.Tailnet, "unblocked"); err != nil {
 		return err
 	}
 	a.Line("%-31s %s", "unblocked:", result)

@@ -27,6 +27,8 @@ type Page struct {
 	Acts    []Act
 	// Checks are shown as bars if they have a limit, else as a list.
 	Checks []Check
+	// Screens are what a person in front of the laptop saw.
+	Screens []Screen
 	// StandIns say what here is not the real thing.
 	StandIns []StandIn
 	// Untried is what remains to be tried on hardware.
@@ -53,6 +55,13 @@ type Act struct {
 	Name, Text string
 	Took       time.Duration
 	Status     Status
+}
+
+// Screen is the output of a command at some moment.
+type Screen struct {
+	// When says the moment: "UDP + control server dropped".
+	When          string
+	Command, Text string
 }
 
 // StandIn is a part that takes the place of another one.

@@ -80,6 +80,7 @@ func runOf(seconds int) *Page {
 			Held("policy.unsigned", "An unsigned image is refused", errors.New("the image was accepted")),
 			Skipped("kvm", "Boot with KVM", "no KVM that works on this machine"),
 		},
+		Screens: []Screen{{When: "joined", Command: "veilor status", Text: "x.veilor     reachable over tailnet <direct>"}},
 		StandIns: []StandIn{
 			{"Debian trixie with ostree", "secureblue's Kinoite", "it cannot be had offline"},
 			{"lab/bootc", "bootc", "no package of it exists for Debian"},
