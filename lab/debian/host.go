@@ -40,6 +40,7 @@ var needs = []need{
 	{what: "git", pkg: "git", missing: noCommand("git")},
 	{what: "mount", pkg: "mount", missing: noCommand("mount")},
 	{what: "ip", pkg: "iproute2", missing: noCommand("ip")},
+	{what: "nft", pkg: "nftables", missing: noCommand("nft")}, // tests compare with its reading
 	{what: "a C compiler", pkg: "gcc", missing: noCommand("cc")},
 	{what: "the C library's headers", pkg: "libc6-dev", missing: noFile("/usr/include/stdlib.h")},
 	{what: "pkg-config", pkg: "pkg-config", missing: noCommand("pkg-config")},
