@@ -42,11 +42,12 @@ type Config struct {
 	// Listen are loopback addresses on which WebSocket peerings arrive, from a
 	// reverse proxy that ends TLS. Only an edge has any.
 	Listen []netip.AddrPort
-	// AllowedPublicKeys are the nodes that may peer through Listen.
+	// AllowedPublicKeys are the nodes that may peer through Listen, and whose
+	// packets may open the ports of Accept, by whichever way they come.
 	AllowedPublicKeys []ed25519.PublicKey
 	// Edges and PublicPeers are whom the node may dial, see package peering.
 	Edges, PublicPeers []Peer
-	// Accept lists the TCP ports that the TUN lets in.
+	// Accept lists the TCP ports that the TUN lets in, from AllowedPublicKeys.
 	Accept []uint16
 }
 
@@ -260,6 +261,9 @@ func (c *checker) config(w *wire) *Config {
 	seen := map[string]bool{}
 	cfg.Edges = c.peers("Edges", w.Edges, seen)
 	cfg.PublicPeers = c.peers("PublicPeers", w.PublicPeers, seen)
+	if len(w.Accept) > 0 && len(w.AllowedPublicKeys) == 0 {
+		c.add("AllowedPublicKeys", "empty, so that nobody could open the ports of Accept; write the keys of the nodes that may")
+	}
 	if slices.Contains(w.Accept, 0) {
 		c.add("Accept", "0 is no port; write for example [443]")
 	}

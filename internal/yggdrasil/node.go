@@ -53,7 +53,12 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error
 	}
 	// Before the interface: there is no moment in which it stands open. It is
 	// not taken away on failure either.
-	if err := (yggfilter.Filter{Interface: cfg.IfName, Accept: cfg.Accept}).Load(); err != nil {
+	// Who may peer may also come in through the public network; nobody else.
+	filter := yggfilter.Filter{Interface: cfg.IfName, Accept: cfg.Accept}
+	for _, k := range cfg.AllowedPublicKeys {
+		filter.From = append(filter.From, Address(k))
+	}
+	if err := filter.Load(); err != nil {
 		return err
 	}
 

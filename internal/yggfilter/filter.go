@@ -14,8 +14,9 @@
 //	  chain from {
 //	    udp sport/dport 41641 drop        # tailscaled would tunnel itself through Yggdrasil
 //	    ct state established,related accept
-//	    icmpv6 errors accept; echo-request accept only where a port is open
-//	    tcp dport {accepted} accept
+//	    icmpv6 errors accept
+//	    ip6 saddr @admitted icmpv6 echo-request accept    # only where a port is open
+//	    ip6 saddr @admitted tcp dport {accepted} accept
 //	    drop
 //	  }
 //	  chain forward { ... drop }          # hook forward: never a router, in or out
@@ -68,8 +69,11 @@ const echoRequest = 128 // RFC 4443 §4.1
 type Filter struct {
 	// Interface is the TUN's name: "ygg0".
 	Interface string
-	// Accept lists the TCP ports that are open to the whole network.
+	// Accept lists the TCP ports that are open to the nodes in From.
 	Accept []uint16
+	// From are the addresses of the nodes that are admitted. An address is the
+	// hash of a key, and the network delivers it for no other. Empty: nobody.
+	From []netip.Addr
 }
 
 // Load puts the table in place, atomically: whatever table of that name there
@@ -84,7 +88,9 @@ func (f Filter) Load(opts ...nftables.ConnOption) error {
 	}
 	t := clear(c)
 	c.AddTable(t)
-	f.input(c, t)
+	if err := f.input(c, t); err != nil {
+		return fmt.Errorf("loading the packet filter: %w", err)
+	}
 	f.forward(c, t)
 	f.output(c, t)
 	if err := c.Flush(); err != nil {
@@ -125,20 +131,17 @@ func hint(err error) string {
 	return ""
 }
 
-func (f Filter) input(c *nftables.Conn, t *nftables.Table) {
+func (f Filter) input(c *nftables.Conn, t *nftables.Table) error {
 	from := c.AddChain(&nftables.Chain{Name: "from", Table: t})
 	tailscale(c, t, from)
 	add(c, t, from, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept)
-	types := slices.Clone(errorTypes)
-	if len(f.Accept) > 0 {
-		// Who serves may be pinged; a laptop need not say that it is there.
-		types = append(types, echoRequest)
-	}
-	for _, typ := range types {
+	for _, typ := range errorTypes {
 		add(c, t, from, protocol(unix.IPPROTO_ICMPV6), transport(0, []byte{typ}), accept)
 	}
-	for _, port := range f.Accept {
-		add(c, t, from, protocol(unix.IPPROTO_TCP), transport(2, binary.BigEndian.AppendUint16(nil, port)), accept)
+	if len(f.Accept) > 0 && len(f.From) > 0 {
+		if err := f.admit(c, t, from); err != nil {
+			return err
+		}
 	}
 	add(c, t, from, counter, drop)
 
@@ -146,6 +149,38 @@ func (f Filter) input(c *nftables.Conn, t *nftables.Table) {
 	add(c, t, in, name(expr.MetaKeyIIFNAME, "lo"), accept)
 	add(c, t, in, name(expr.MetaKeyIIFNAME, f.Interface), jump("from"))
 	add(c, t, in, overlay(source), counter, drop)
+	return nil
+}
+
+// admit opens the ports to the nodes in From. Who serves may be pinged by them;
+// a laptop, which serves nobody, need not say that it is there.
+func (f Filter) admit(c *nftables.Conn, t *nftables.Table, ch *nftables.Chain) error {
+	set := &nftables.Set{Table: t, Name: "admitted", KeyType: nftables.TypeIP6Addr}
+	nodes := slices.Clone(f.From)
+	slices.SortFunc(nodes, netip.Addr.Compare)
+	var elements []nftables.SetElement
+	for _, a := range slices.Compact(nodes) {
+		if !Overlay.Contains(a) {
+			return fmt.Errorf("%s is no address of a node: those are in %s", a, Overlay)
+		}
+		elements = append(elements, nftables.SetElement{Key: a.AsSlice()})
+	}
+	if err := c.AddSet(set, elements); err != nil {
+		return err
+	}
+	admitted := func() []expr.Any {
+		return []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+			equal([]byte{unix.NFPROTO_IPV6}),
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: 16},
+			&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID},
+		}
+	}
+	add(c, t, ch, admitted, protocol(unix.IPPROTO_ICMPV6), transport(0, []byte{echoRequest}), accept)
+	for _, port := range f.Accept {
+		add(c, t, ch, admitted, protocol(unix.IPPROTO_TCP), transport(2, binary.BigEndian.AppendUint16(nil, port)), accept)
+	}
+	return nil
 }
 
 func (f Filter) forward(c *nftables.Conn, t *nftables.Table) {

@@ -77,7 +77,7 @@ func TestPackets(t *testing.T) {
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "ygg0"}, PeerName: "far", PeerNamespace: netlink.NsFd(stranger)}); err != nil {
 			return err
 		}
-		return Filter{Interface: "ygg0", Accept: []uint16{443}}.Load()
+		return Filter{Interface: "ygg0", Accept: []uint16{443}, From: []netip.Addr{netip.MustParseAddr("200::2")}}.Load()
 	}))
 	address := func(ns netns.NsHandle, link, addr string) {
 		must(t, within(t, ns, func() error {
@@ -100,7 +100,8 @@ func TestPackets(t *testing.T) {
 		}))
 	}
 	address(node, "ygg0", "200::1")
-	address(stranger, "far", "200::2")
+	address(stranger, "far", "200::2") // whom the node admits
+	address(stranger, "far", "200::3") // a stranger
 	// A TUN has no neighbour discovery, this cable has; the filter (rightly)
 	// drops it, so the neighbours are told to each other.
 	neighbours(t, node, "ygg0", stranger, "far")
@@ -124,14 +125,27 @@ func TestPackets(t *testing.T) {
 			return err
 		})
 	}
+	dialAs := func(ns netns.NsHandle, from, addr string) error {
+		return within(t, ns, func() error {
+			d := net.Dialer{Timeout: 400 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+			c, err := d.Dial("tcp", addr)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+	}
 	timeout := func(err error) bool {
 		var ne net.Error
 		return errors.As(err, &ne) && ne.Timeout()
 	}
-	if err := dial(stranger, "[200::1]:443"); err != nil {
-		t.Errorf("an accepted port: %v, want an answer", err)
+	if err := dialAs(stranger, "200::2", "[200::1]:443"); err != nil {
+		t.Errorf("an accepted port from an admitted node: %v, want an answer", err)
 	}
-	if err := dial(stranger, "[200::1]:22"); !timeout(err) {
+	if err := dialAs(stranger, "200::3", "[200::1]:443"); !timeout(err) {
+		t.Errorf("an accepted port from a stranger: %v, want silence", err)
+	}
+	if err := dialAs(stranger, "200::2", "[200::1]:22"); !timeout(err) {
 		t.Errorf("a port that is not accepted: %v, want silence", err)
 	}
 	if err := dial(node, "[200::2]:443"); err != nil {
@@ -154,7 +168,7 @@ func TestPackets(t *testing.T) {
 		return err == nil
 	}
 	nodeTS, nodeUDP := udp(node, "[::]:41641"), udp(node, "[::]:5000")
-	strangerTS, strangerUDP := udp(stranger, "[::]:41641"), udp(stranger, "[::]:5000")
+	strangerTS, strangerUDP := udp(stranger, "[::]:41641"), udp(stranger, "[200::2]:5000")
 	if passes(nodeUDP, strangerTS, "[200::2]:41641") || passes(nodeTS, strangerUDP, "[200::2]:5000") {
 		t.Error("tailscaled's port passes out")
 	}
@@ -215,6 +229,7 @@ func neighbours(t *testing.T, a netns.NsHandle, linkA string, b netns.NsHandle, 
 		}))
 	}
 	tell(a, linkA, "200::2", mac(b, linkB))
+	tell(a, linkA, "200::3", mac(b, linkB))
 	tell(b, linkB, "200::1", mac(a, linkA))
 }
 
@@ -230,7 +245,7 @@ func TestReplace(t *testing.T) {
 		must(t, err)
 		return len(rs)
 	}
-	must(t, Filter{Interface: "ygg0", Accept: []uint16{443, 80}}.Load(opt))
+	must(t, Filter{Interface: "ygg0", Accept: []uint16{443, 80}, From: []netip.Addr{netip.MustParseAddr("200::2"), netip.MustParseAddr("200::2")}}.Load(opt))
 	open := rules("from")
 	must(t, Filter{Interface: "ygg0"}.Load(opt))
 	if closed := rules("from"); open-closed != 3 {

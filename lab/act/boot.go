@@ -211,6 +211,14 @@ func (s *Stage) inspect(ctx context.Context, a *console.Act) error {
 	if st.Mesh.Joined {
 		wrong = append(wrong, errors.New("already joined"))
 	}
+	// A stranger, even one who is in Yggdrasil's public network, reaches nothing.
+	var reached error
+	if len(st.Services) != 1 || st.Services[0].Layer != "none" {
+		reached = fmt.Errorf("veilor status: %+v", st.Services)
+	}
+	if err := s.check(report.Held("boot.stranger", "a laptop that has not joined reaches no service", reached)); err != nil {
+		return err
+	}
 	return s.check(report.Held("boot.status", "veilor status says image, version, signature, encryption, not joined", errors.Join(wrong...)))
 }
 

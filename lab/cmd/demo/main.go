@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -49,7 +48,7 @@ func run(ctx context.Context, o act.Options) int {
 	switch {
 	case err == nil:
 		return 0
-	case errors.Is(err, context.Canceled):
+	case ctx.Err() != nil:
 		fmt.Fprintln(os.Stderr, "demo: stopped; nothing of it is left running")
 		return 130
 	}
