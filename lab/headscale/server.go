@@ -130,21 +130,7 @@ func (srv *Server) open(ctx context.Context, ns *namespace.Namespace, c Config, 
 	to := netip.AddrPortFrom(c.Address, 443).String()
 	h := &http.Client{Timeout: 20 * time.Second, Transport: transport(ns, roots, to)}
 	base := "https://" + c.Host
-	err = srv.Ready(ctx, func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/health", nil)
-		if err != nil {
-			return err
-		}
-		resp, err := h.Do(req)
-		if err != nil {
-			return err
-		}
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("/health answered %s", resp.Status)
-		}
-		return nil
-	})
+	err = srv.Ready(ctx, daemon.Healthy(h, base+"/health"))
 	if err != nil {
 		return err
 	}

@@ -55,21 +55,7 @@ func awaitNode(ctx context.Context, ns *namespace.Namespace, d *daemon.Daemon) e
 	ctx, cancel := context.WithTimeoutCause(ctx, nodeLimit, fmt.Errorf("takes no peerings after %v", nodeLimit))
 	defer cancel()
 	h := &http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}}
-	return d.Ready(ctx, func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+wsBackend+"/health", nil)
-		if err != nil {
-			return err
-		}
-		resp, err := h.Do(req)
-		if err != nil {
-			return err
-		}
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("/health answered %s", resp.Status)
-		}
-		return nil
-	})
+	return d.Ready(ctx, daemon.Healthy(h, "http://"+wsBackend+"/health"))
 }
 
 // Edge is the Yggdrasil node at home: it takes peerings of admitted laptops and
