@@ -1,6 +1,7 @@
 package yggfilter
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -201,10 +202,34 @@ func TestPackets(t *testing.T) {
 			return err
 		}
 		_, all, _ := net.ParseCIDR("::/0")
-		return netlink.RouteAdd(&netlink.Route{LinkIndex: isp.Attrs().Index, Dst: all})
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: isp.Attrs().Index, Dst: all}); err != nil {
+			return err
+		}
+		return isLocal(t.Context(), a.IP)
 	}))
 	if err := dial(node, "[200::2]:443"); err == nil || timeout(err) {
 		t.Errorf("without the interface: %v, want a refusal at once", err)
+	}
+}
+
+// isLocal waits until the kernel delivers what is sent to ip on this machine. It
+// says that an address is added before the work that makes its route has run;
+// until then a reset for that address leaves by the cable.
+func isLocal(ctx context.Context, ip net.IP) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		routes, err := netlink.RouteGet(ip)
+		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the local route to %s: %v, %v", ip, routes, err)
+		}
 	}
 }
 
