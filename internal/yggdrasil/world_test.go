@@ -53,10 +53,6 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(roleEnv); role != "" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
-		// A test that is killed must not leave its processes behind.
-		if err := setParentDeathSignal(); err != nil {
-			log.Fatal(err)
-		}
 		if err := roles[role](ctx, os.Args[1:]); err != nil {
 			log.Fatalf("%s: %v", role, err)
 		}
@@ -67,14 +63,6 @@ func TestMain(m *testing.M) {
 
 var roles = map[string]func(context.Context, []string) error{
 	"front": front, "public": public, "service": service, "probe": probe,
-}
-
-func setParentDeathSignal() error {
-	_, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0)
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 // front ends TLS: LISTEN BACKEND CERT KEY.
@@ -268,6 +256,7 @@ type process struct {
 	out  *bufio.Scanner
 	log  *bytes.Buffer
 	once sync.Once
+	done chan struct{}
 	err  error
 }
 
@@ -277,20 +266,34 @@ func (p *process) stop() error {
 		late := time.AfterFunc(10*time.Second, func() { p.cmd.Process.Kill() })
 		defer late.Stop()
 		p.err = p.cmd.Wait()
+		close(p.done)
 	})
 	return p.err
 }
 
 func (w *world) start(ns netns.NsHandle, name string, env []string, args ...string) *process {
 	w.t.Helper()
-	p := &process{t: w.t, cmd: exec.Command(args[0], args[1:]...), log: new(bytes.Buffer)}
+	p := &process{t: w.t, cmd: exec.Command(args[0], args[1:]...), log: new(bytes.Buffer), done: make(chan struct{})}
+	// A test that is killed leaves no process behind.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stderr = p.log
 	stdout, err := p.cmd.StdoutPipe()
 	w.must(err)
 	p.out = bufio.NewScanner(stdout)
-	// A child is born in the namespace of the thread that forks it.
-	w.in(ns, p.cmd.Start)
+	// A child is born in the namespace of the thread that forks it, and gets its
+	// death signal when that thread ends, not the process: so the thread stays.
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := netns.Set(ns); err != nil {
+			started <- err
+			return
+		}
+		started <- p.cmd.Start()
+		<-p.done
+	}()
+	w.must(<-started)
 	w.t.Cleanup(func() {
 		p.stop()
 		if w.t.Failed() {
