@@ -89,7 +89,7 @@ func read(src fs.FS, p string, d fs.DirEntry, s *site.Site) (Entry, error) {
 		if err != nil {
 			return Entry{}, fmt.Errorf("reading the overlay: %w", err)
 		}
-		return Entry{Path: p, Link: target, Group: Config}, nil
+		return Entry{Path: p, Link: target, Group: groupOf(p)}, nil
 	case !mode.IsRegular():
 		return bad("neither a file nor a link; remove it")
 	}
@@ -97,7 +97,7 @@ func read(src fs.FS, p string, d fs.DirEntry, s *site.Site) (Entry, error) {
 	if err != nil {
 		return Entry{}, fmt.Errorf("reading the overlay: %w", err)
 	}
-	e := Entry{Path: p, Data: data, Exec: mode&0o100 != 0, Group: Config}
+	e := Entry{Path: p, Data: data, Exec: mode&0o100 != 0, Group: groupOf(p)}
 	if name, ok := strings.CutSuffix(p, ".tmpl"); ok {
 		e.Path, e.Group = name, Site
 		if e.Data, err = expand(p, data, s); err != nil {
@@ -108,6 +108,23 @@ func read(src fs.FS, p string, d fs.DirEntry, s *site.Site) (Entry, error) {
 		return bad("holds a private key; an image is public, remove it and change the key")
 	}
 	return e, nil
+}
+
+// brandingDirs hold what is large and changes with the look alone, so that a new
+// wallpaper costs a client no program and a new unit no wallpaper.
+var brandingDirs = []string{
+	"usr/share/backgrounds/", "usr/share/color-schemes/", "usr/share/fonts/", "usr/share/icons/", "usr/share/konsole/",
+	"usr/share/pixmaps/", "usr/share/plasma/", "usr/share/plymouth/", "usr/share/sddm/", "usr/share/wallpapers/",
+}
+
+// groupOf is the group of what the overlay has at p, if it is no template.
+func groupOf(p string) Group {
+	for _, d := range brandingDirs {
+		if strings.HasPrefix(p, d) {
+			return Branding
+		}
+	}
+	return Config
 }
 
 // funcs are what templates have beside the methods of Site; see the package

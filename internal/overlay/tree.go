@@ -32,14 +32,15 @@ type Group int
 const (
 	Programs Group = iota // our programs
 	Config                // what is the same for every site
+	Branding              // pictures, fonts and themes
 	Site                  // what the site or the version decides
 )
 
 // Groups are all groups in the order of their layers.
-var Groups = []Group{Programs, Config, Site}
+var Groups = []Group{Programs, Config, Branding, Site}
 
 func (g Group) String() string {
-	return [...]string{"programs", "config", "site"}[g]
+	return [...]string{"programs", "config", "branding", "site"}[g]
 }
 
 // Entry is one file or symbolic link. Its mode is 0644, 0755 or a link's, its
