@@ -64,6 +64,14 @@ var Base = Spec{
 	Slim: true,
 }
 
+// Readers are programs of a laptop that are asked to read what veilor writes for
+// them. They are no tools of the lab, and their Python is not put among those.
+var Readers = Spec{
+	Name:     "readers",
+	Packages: []string{"firewalld", "network-manager"},
+	Slim:     true,
+}
+
 // slimPaths are dpkg's filters for a small root; licences stay.
 var slimPaths = []string{
 	"path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/info/*",
