@@ -1,0 +1,235 @@
+package censor
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+)
+
+// helloLimit is how much of a connection's beginning is kept while its
+// ClientHello is not complete: a record and its header, and what follows at once.
+const helloLimit = 20 << 10
+
+// clientHello is what a censor reads in one (RFC 8446 §4.1.2).
+type clientHello struct {
+	serverName string
+	suites     []uint16
+}
+
+// helloReader puts the beginnings of connections together and marks those whose
+// ClientHello is guilty, in both directions and for ever.
+type helloReader struct {
+	guilty func(clientHello) bool
+	flows  map[flow]*beginning
+}
+
+func newHelloReader(guilty func(clientHello) bool) *helloReader {
+	return &helloReader{guilty: guilty, flows: map[flow]*beginning{}}
+}
+
+// flow is a TCP connection, the client first.
+type flow struct{ client, server netip.AddrPort }
+
+// beginning is what a client has sent so far.
+type beginning struct {
+	first  uint32 // sequence number of its first byte
+	data   []byte // may have holes that are yet to be filled
+	have   []bool
+	judged bool
+	guilty bool
+}
+
+func (r *helloReader) judge(packet []byte) (time.Duration, bool) {
+	f, s, up, ok := parseTCP(packet)
+	if !ok {
+		return 0, false
+	}
+	b := r.flows[f]
+	if s.syn && up {
+		b = &beginning{first: s.seq + 1}
+		r.flows[f] = b
+	}
+	if b == nil {
+		return 0, false // it stood before we looked
+	}
+	if up && !b.judged && len(s.data) > 0 {
+		b.add(s)
+		h, verdict := parseHello(b.prefix())
+		switch verdict {
+		case complete:
+			b.judged, b.guilty = true, r.guilty(h)
+		case hopeless:
+			b.judged = true
+		}
+		if b.judged {
+			b.data, b.have = nil, nil
+		}
+	}
+	bad := b.guilty
+	if s.fin || s.rst {
+		delete(r.flows, f)
+	}
+	return 0, bad
+}
+
+func (b *beginning) add(s segment) {
+	at := int(int32(s.seq - b.first))
+	if at < 0 || at+len(s.data) > helloLimit {
+		b.judged = b.judged || at >= 0
+		return
+	}
+	if need := at + len(s.data); need > len(b.data) {
+		b.data = append(b.data, make([]byte, need-len(b.data))...)
+		b.have = append(b.have, make([]bool, need-len(b.have))...)
+	}
+	copy(b.data[at:], s.data)
+	for i := range s.data {
+		b.have[at+i] = true
+	}
+}
+
+// prefix is what is there without a hole.
+func (b *beginning) prefix() []byte {
+	for i, have := range b.have {
+		if !have {
+			return b.data[:i]
+		}
+	}
+	return b.data
+}
+
+// segment is a TCP segment.
+type segment struct {
+	seq           uint32
+	syn, fin, rst bool
+	data          []byte
+}
+
+const tlsPort = 443
+
+// parseTCP reads an IPv4 packet to or from port 443.
+func parseTCP(p []byte) (f flow, s segment, up, ok bool) {
+	if len(p) < 20 || p[0]>>4 != 4 || p[9] != 6 {
+		return f, s, false, false
+	}
+	header, total := int(p[0]&15)*4, int(binary.BigEndian.Uint16(p[2:]))
+	if header < 20 || total > len(p) || total < header+20 {
+		return f, s, false, false
+	}
+	t := p[header:total]
+	offset := int(t[12]>>4) * 4
+	if offset < 20 || offset > len(t) {
+		return f, s, false, false
+	}
+	from := netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[12:16])), binary.BigEndian.Uint16(t))
+	to := netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[16:20])), binary.BigEndian.Uint16(t[2:]))
+	s = segment{seq: binary.BigEndian.Uint32(t[4:]), fin: t[13]&1 != 0, syn: t[13]&2 != 0, rst: t[13]&4 != 0, data: t[offset:]}
+	if to.Port() == tlsPort {
+		return flow{from, to}, s, true, true
+	}
+	return flow{to, from}, s, false, true
+}
+
+// verdicts of parseHello.
+type reading int
+
+const (
+	incomplete reading = iota
+	complete
+	hopeless
+)
+
+// parseHello reads the ClientHello at the start of a TLS connection, whatever
+// number of records it comes in.
+func parseHello(stream []byte) (h clientHello, r reading) {
+	var message []byte
+	s := cryptobyte.String(stream)
+	for {
+		var kind uint8
+		var version uint16
+		var body cryptobyte.String
+		rest := s
+		if len(rest) >= 1 && rest[0] != 22 { // handshake
+			return h, hopeless
+		}
+		if !rest.ReadUint8(&kind) || !rest.ReadUint16(&version) || !rest.ReadUint16LengthPrefixed(&body) {
+			return h, incomplete
+		}
+		s = rest
+		message = append(message, body...)
+		if len(message) >= 4 {
+			if message[0] != 1 { // client_hello
+				return h, hopeless
+			}
+			length := int(message[1])<<16 | int(message[2])<<8 | int(message[3])
+			if length > helloLimit {
+				return h, hopeless
+			}
+			if len(message) >= 4+length {
+				return readHello(message[4 : 4+length])
+			}
+		}
+	}
+}
+
+func readHello(body cryptobyte.String) (h clientHello, r reading) {
+	var session, suites, compression, extensions cryptobyte.String
+	if !body.Skip(2+32) || !body.ReadUint8LengthPrefixed(&session) || !body.ReadUint16LengthPrefixed(&suites) ||
+		!body.ReadUint8LengthPrefixed(&compression) {
+		return h, hopeless
+	}
+	for !suites.Empty() {
+		var id uint16
+		if !suites.ReadUint16(&id) {
+			return h, hopeless
+		}
+		h.suites = append(h.suites, id)
+	}
+	if body.Empty() {
+		return h, complete
+	}
+	if !body.ReadUint16LengthPrefixed(&extensions) {
+		return h, hopeless
+	}
+	for !extensions.Empty() {
+		var id uint16
+		var data cryptobyte.String
+		if !extensions.ReadUint16(&id) || !extensions.ReadUint16LengthPrefixed(&data) {
+			return h, hopeless
+		}
+		var names, name cryptobyte.String
+		var kind uint8
+		if id == 0 && data.ReadUint16LengthPrefixed(&names) && names.ReadUint8(&kind) && kind == 0 && names.ReadUint16LengthPrefixed(&name) {
+			h.serverName = string(name)
+		}
+	}
+	return h, complete
+}
+
+// goSuites are the cipher suites that Go's TLS offers, from a hello of its own.
+func goSuites() []uint16 {
+	client, server := net.Pipe()
+	defer client.Close()
+	defer server.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go tls.Client(client, &tls.Config{ServerName: "example.test"}).HandshakeContext(ctx)
+	var stream []byte
+	buffer := make([]byte, 4<<10)
+	for {
+		n, err := server.Read(buffer)
+		stream = append(stream, buffer[:n]...)
+		if h, r := parseHello(stream); r == complete {
+			return h.suites
+		}
+		if err == io.EOF || err != nil {
+			return nil
+		}
+	}
+}
