@@ -1,3 +1,12 @@
+// Package edge is how an edge is told whom it admits: the types of its control
+// socket, and a client.
+//
+//	GET    /v1/nodes        who is admitted, who is revoked, who is connected
+//	PUT    /v1/nodes/KEY    admit; again is the same; 409 for a revoked key
+//	DELETE /v1/nodes/KEY    revoke, and close what is open; again is the same
+//
+// The socket is a file, for root and its group; an edge elsewhere is reached by
+// forwarding it (ssh -L PATH:PATH HOST), and so by whoever may log in there.
 package edge
 
 import (
@@ -9,123 +18,194 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/veilor/veilor-os/internal/site"
 )
 
-// askTimeout is for one request. The slowest, a revocation, writes a file,
-// changes the packet filter and looks through all sockets: milliseconds on a
-// quiet machine.
-const askTimeout = 10 * time.Second
+const (
+	// callLimit is for one call. An edge answers in milliseconds; writing its
+	// list to a slow disk and closing thousands of flows takes a second.
+	callLimit = 10 * time.Second
+	// maxReply bounds what is read of an answer: 10^5 nodes have about 15 MB.
+	maxReply = 64 << 20
+	// maxMessage bounds what of an error is shown.
+	maxMessage = 1000
+)
 
-// ErrRevoked means that the node was revoked, which is for ever: the machine
-// needs a new key.
-var ErrRevoked = errors.New("this node was revoked")
+// Node is somebody that an edge admits.
+type Node struct {
+	Key  site.Key `json:"key"`
+	Name string   `json:"name"`
+	Tier string   `json:"tier"`
+}
 
-// Client asks the server that listens at a Unix socket.
+// Link is a peering that stands.
+type Link struct {
+	Key   site.Key  `json:"key"`
+	Since time.Time `json:"since"`
+}
+
+// List is what an edge knows.
+type List struct {
+	Nodes   []Node     `json:"nodes"`
+	Revoked []site.Key `json:"revoked"`
+	Links   []Link     `json:"links"`
+}
+
+// Admits says whether the key may peer and send.
+func (l List) Admits(key site.Key) bool {
+	return slices.ContainsFunc(l.Nodes, func(n Node) bool { return n.Key == key })
+}
+
+// Connected says whether a peering with the key stands.
+func (l List) Connected(key site.Key) bool {
+	return slices.ContainsFunc(l.Links, func(k Link) bool { return k.Key == key })
+}
+
+// Closed is what a revocation ended.
+type Closed struct {
+	Key   site.Key `json:"key"`
+	Links int      `json:"links_closed"`
+	Flows int      `json:"flows_closed"`
+}
+
+// ErrRevoked means that the key was revoked and is not admitted again.
+var ErrRevoked = errors.New("this key was revoked; the laptop must make a new one")
+
+// Refused is an answer that is not 2xx.
+type Refused struct {
+	Status  int
+	Message string
+}
+
+func (r *Refused) Error() string { return fmt.Sprintf("the edge answered %d: %s", r.Status, r.Message) }
+
+// Is makes 409 an ErrRevoked.
+func (r *Refused) Is(target error) bool {
+	return target == ErrRevoked && r.Status == http.StatusConflict
+}
+
+// Client speaks to one edge.
 type Client struct {
 	socket string
-	http   http.Client
+	http   *http.Client
 }
 
-// New returns a client of the server whose control socket is at path.
-func New(path string) *Client {
-	c := &Client{socket: path}
-	c.http.Transport = &http.Transport{
+// NewClient returns a client for the socket at address: "unix:///PATH".
+func NewClient(address string) (*Client, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "unix" || u.Host != "" || !filepath.IsAbs(u.Path) || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fmt.Errorf("%q is no control socket; write unix:///run/veilor-ygg/control.sock", address)
+	}
+	c := &Client{socket: u.Path}
+	c.http = &http.Client{Timeout: callLimit, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", path)
+			return (&net.Dialer{}).DialContext(ctx, "unix", c.socket)
 		},
-		DisableKeepAlives: true, // the server may be another one next time
-	}
-	return c
+		// One call an hour: nothing is gained by keeping the connection.
+		DisableKeepAlives: true,
+	}}
+	return c, nil
 }
 
-// State asks who is admitted, revoked and connected.
-func (c *Client) State(ctx context.Context) (State, error) {
-	var s State
-	if err := c.do(ctx, http.MethodGet, NodesPath, nil, &s); err != nil {
-		return State{}, fmt.Errorf("asking the edge: %w", err)
+// String is the address.
+func (c *Client) String() string { return "unix://" + c.socket }
+
+// Nodes lists what the edge knows.
+func (c *Client) Nodes(ctx context.Context) (List, error) {
+	var l List
+	if err := c.call(ctx, http.MethodGet, "", nil, &l); err != nil {
+		return List{}, fmt.Errorf("asking the edge whom it admits: %w", err)
 	}
-	return s, nil
+	return l, nil
 }
 
-// Admit lets a node in from now on. Admitting one that is in changes its name
-// and tier to those given. The error is ErrRevoked for one that was revoked.
-func (c *Client) Admit(ctx context.Context, n Node) error {
-	if err := n.Check(); err != nil {
-		return fmt.Errorf("admitting at the edge: %w", err)
+// Admit lets a node peer and send. It may be called again.
+func (c *Client) Admit(ctx context.Context, n Node) (Node, error) {
+	var reply Node
+	if n.Key.Bytes() == nil {
+		return reply, fmt.Errorf("admitting %s at the edge: %q is not 64 hex digits", n.Name, n.Key)
 	}
-	body, err := json.Marshal(Order{n.Name, n.Tier})
-	if err != nil {
-		return err
+	body := struct {
+		Name string `json:"name"`
+		Tier string `json:"tier"`
+	}{n.Name, n.Tier}
+	if err := c.call(ctx, http.MethodPut, "/"+string(n.Key), body, &reply); err != nil {
+		return reply, fmt.Errorf("admitting %s at the edge: %w", n.Name, err)
 	}
-	var got Node
-	if err := c.do(ctx, http.MethodPut, NodesPath+"/"+string(n.Key), body, &got); err != nil {
-		return fmt.Errorf("admitting at the edge: %w", err)
-	}
-	if got != n {
-		return fmt.Errorf("admitting at the edge: it says %v where %v was asked for; is it of another version?", got, n)
-	}
-	return nil
+	return reply, nil
 }
 
-// Revoke takes a node off for ever, whether it was ever admitted or not. When
-// it returns without an error, the node's peering and flows are closed and the
-// server will not forget that it was revoked.
+// Revoke forgets a key for good and ends what is open with it. It may be called
+// again.
 func (c *Client) Revoke(ctx context.Context, key site.Key) (Closed, error) {
-	k, err := ParseKey(string(key))
-	if err != nil {
-		return Closed{}, fmt.Errorf("revoking at the edge: %w", err)
+	var reply Closed
+	if key.Bytes() == nil {
+		return reply, fmt.Errorf("revoking a key at the edge: %q is not 64 hex digits", key)
 	}
-	var done Closed
-	if err := c.do(ctx, http.MethodDelete, NodesPath+"/"+string(k), nil, &done); err != nil {
-		return Closed{}, fmt.Errorf("revoking at the edge: %w", err)
+	if err := c.call(ctx, http.MethodDelete, "/"+string(key), nil, &reply); err != nil {
+		return reply, fmt.Errorf("revoking a key at the edge: %w", err)
 	}
-	if done.Key != k {
-		return Closed{}, fmt.Errorf("revoking at the edge: it answers about %.8s… where %.8s… was asked for; is it of another version?", done.Key, k)
-	}
-	return done, nil
+	return reply, nil
 }
 
-func (c *Client) do(ctx context.Context, method, path string, body []byte, answer any) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, "http://edge"+path, bytes.NewReader(body))
+func (c *Client) call(ctx context.Context, method, path string, body, reply any) error {
+	var data []byte
+	if body != nil {
+		var err error
+		if data, err = json.Marshal(body); err != nil {
+			return err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://edge/v1/nodes"+path, bytes.NewReader(data))
 	if err != nil {
 		return err
 	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
+	req.Header.Set("Content-Type", "application/json")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		var oe *net.OpError
-		if errors.As(err, &oe) && oe.Op == "dial" {
-			return fmt.Errorf("nobody answers on %s: %w; is veilor-ygg running with a ControlListen, and are you root or of its group? (`systemctl status veilor-ygg`)", c.socket, oe.Err)
+		var outer *url.Error // its URL is one of our own making
+		if errors.As(err, &outer) {
+			err = outer.Err
 		}
-		return err
+		return fmt.Errorf("%s: %w", c.socket, err)
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, MaxBody+1))
-	switch {
-	case err != nil:
-		return err
-	case len(data) > MaxBody:
-		return fmt.Errorf("it answers with more than %d bytes", MaxBody)
-	case resp.StatusCode != http.StatusOK:
-		var r Refusal
-		if json.Unmarshal(data, &r) != nil || r.Error == "" {
-			r.Error = resp.Status
-		}
-		if resp.StatusCode == http.StatusConflict {
-			return fmt.Errorf("%w: %s", ErrRevoked, strings.TrimPrefix(r.Error, ErrRevoked.Error()+": "))
-		}
-		return errors.New(r.Error)
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
+	if err != nil {
+		return fmt.Errorf("reading the answer: %w", err)
 	}
-	if err := json.Unmarshal(data, answer); err != nil {
-		return fmt.Errorf("reading its answer: %w", err)
+	if len(text) > maxReply {
+		return fmt.Errorf("reading the answer: it has more than %d bytes", maxReply)
+	}
+	if resp.StatusCode/100 != 2 {
+		return &Refused{Status: resp.StatusCode, Message: message(text)}
+	}
+	if err := json.Unmarshal(text, reply); err != nil {
+		return fmt.Errorf("reading the answer: %w", err)
 	}
 	return nil
+}
+
+// message finds the words in the body of an error: {"error": "…"}, or a text.
+func message(body []byte) string {
+	var e struct {
+		Error string `json:"error"`
+	}
+	text := strings.TrimSpace(string(body))
+	if json.Unmarshal(body, &e) == nil && e.Error != "" {
+		text = e.Error
+	}
+	if text == "" {
+		return "nothing more"
+	}
+	if len(text) > maxMessage {
+		text = strings.ToValidUTF8(text[:maxMessage], "") + " …"
+	}
+	return text
 }
