@@ -48,6 +48,7 @@ var Groups = []string{"ci", "release"}
 // Addresses of peers in the lab, as lab/world gives them out.
 var (
 	edge     = site.Peer{Name: "edge-1", URL: "wss://edge.lab.test/", Address: netip.MustParseAddrPort("10.88.3.20:443")}
+	farEdge  = site.Peer{Name: "edge-2", URL: "wss://far.lab.test/", Address: netip.MustParseAddrPort("10.88.4.20:443")}
 	public   = site.Peer{Name: "public-1", URL: "wss://peer.lab.test/", Address: netip.MustParseAddrPort("10.88.5.10:443")}
 	tailnet  = netip.MustParseAddr("100.64.0.1") // the first that Headscale allots
 	loopback = netip.MustParseAddr("127.83.0.1")
@@ -67,6 +68,8 @@ type Lab struct {
 	// EdgeKey and PeerKey are the private keys (PEM) of the home node, which is
 	// the edge and the service's host in one, and of the public peer.
 	EdgeKey, PeerKey string
+	// FarEdgeKey is that of the second edge; empty if there is none.
+	FarEdgeKey string
 	// ImageKeys are the private keys (cosign's form) of Groups, in that order.
 	ImageKeys []string
 	// Passphrase opens all of ImageKeys; what $COSIGN_PASSWORD must say.
@@ -76,12 +79,20 @@ type Lab struct {
 }
 
 // Make makes the site in dir, or reads what an earlier call made there.
-func Make(dir string, now time.Time) (*Lab, error) {
+func Make(dir string, now time.Time) (*Lab, error) { return build(dir, now, false) }
+
+// MakeWide is Make with a second edge, in a network of its own.
+func MakeWide(dir string, now time.Time) (*Lab, error) { return build(dir, now, true) }
+
+func build(dir string, now time.Time, wide bool) (*Lab, error) {
 	keys, secret := filepath.Join(dir, "keys"), filepath.Join(dir, "secret")
 	l := &Lab{
 		Dir: dir, File: filepath.Join(dir, "site.yaml"),
 		EdgeKey: filepath.Join(secret, "edge.pem"), PeerKey: filepath.Join(secret, "peer.pem"),
 		AuthorityCert: filepath.Join(keys, "authority.pem"), AuthorityKey: filepath.Join(secret, "authority.key"),
+	}
+	if wide {
+		l.FarEdgeKey = filepath.Join(secret, "far.pem")
 	}
 	if err := errors.Join(os.MkdirAll(keys, 0o755), os.MkdirAll(secret, 0o700)); err != nil {
 		return nil, fmt.Errorf("making the lab's site: %w", err)
@@ -204,6 +215,13 @@ func (l *Lab) site() error {
 	e, q := edge, public
 	e.Key, q.Key = edgeKey, peerKey
 	s.Yggdrasil = site.Yggdrasil{Edges: []site.Peer{e}, Public: []site.Peer{q}}
+	if l.FarEdgeKey != "" {
+		far := farEdge
+		if far.Key, err = nodeKey(l.FarEdgeKey); err != nil {
+			return err
+		}
+		s.Yggdrasil.Edges = append(s.Yggdrasil.Edges, far)
+	}
 
 	for _, g := range Groups {
 		s.Image.Signatures = append(s.Image.Signatures, site.SignatureGroup{Name: g, Keys: []site.File{{Path: "keys/" + g + ".pub"}}})

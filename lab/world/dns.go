@@ -14,6 +14,7 @@ func (w *World) startDNS() error {
 		"bind-interfaces", "except-interface=lo",
 		"host-record=hs.lab.test," + Control.String(),
 		"host-record=edge.lab.test," + EdgeAddress.String(),
+		"host-record=far.lab.test," + FarEdgeAddress.String(),
 		"host-record=peer.lab.test," + PeerAddress.String(),
 		// A machine other than the laptop may ask, as a test's would.
 		"dhcp-range=10.88.1.100,10.88.1.120,infinite",

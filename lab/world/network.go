@@ -16,6 +16,9 @@ var (
 	EdgeAddress = netip.MustParseAddr("10.88.3.20")
 	// PeerAddress is peer.lab.test: the public Yggdrasil peer behind TLS.
 	PeerAddress = netip.MustParseAddr("10.88.5.10")
+	// FarEdgeAddress is far.lab.test: an edge in a network that has nothing else of
+	// the operator's.
+	FarEdgeAddress = netip.MustParseAddr("10.88.4.20")
 	// LaptopAddress is what the laptop gets by DHCP.
 	LaptopAddress = netip.MustParseAddr("10.88.1.10")
 )
@@ -27,7 +30,7 @@ const (
 	// laptop gets LaptopAddress whatever client identifier initrd and system use.
 	LaptopMAC = "52:54:00:88:01:0a"
 
-	toLaptop, toHome, toPeer = "to-laptop", "to-home", "to-peer"
+	toLaptop, toHome, toPeer, toFar = "to-laptop", "to-home", "to-peer", "to-far"
 )
 
 // network makes the namespaces and the cables between them.
@@ -42,6 +45,7 @@ func (w *World) network() error {
 		{&w.Home, "home", "10.88.3.1", true},
 		{&w.Peer, "peer", "", true},
 		{&w.Laptop, "laptop", "", true},
+		{&w.Far, "far", "10.88.4.1", w.cfg.FarEdgeKey != ""},
 		{&w.Guest, "guest", "10.88.1.1", w.cfg.Guest},
 	} {
 		if !n.want {
@@ -58,11 +62,15 @@ func (w *World) network() error {
 		*n.to = ns
 	}
 	type end = namespace.End
-	for _, c := range [][2]end{
+	cables := [][2]end{
 		{{In: w.ISP, Name: toLaptop, Addresses: []string{"10.88.1.1/24"}}, {In: w.Laptop, Name: "uplink"}},
 		{{In: w.ISP, Name: toHome, Addresses: []string{"10.88.3.1/24"}}, {In: w.Home, Name: "eth0", Addresses: []string{"10.88.3.10/24", "10.88.3.20/24"}}},
 		{{In: w.ISP, Name: toPeer, Addresses: []string{"10.88.5.1/24"}}, {In: w.Peer, Name: "eth0", Addresses: []string{"10.88.5.10/24"}}},
-	} {
+	}
+	if w.Far != nil {
+		cables = append(cables, [2]end{{In: w.ISP, Name: toFar, Addresses: []string{"10.88.4.1/24"}}, {In: w.Far, Name: "eth0", Addresses: []string{"10.88.4.20/24"}}})
+	}
+	for _, c := range cables {
 		if err := namespace.Cable(c[0], c[1]); err != nil {
 			return err
 		}
@@ -77,6 +85,9 @@ func (w *World) network() error {
 		return err
 	}
 	routes := map[*namespace.Namespace]string{w.Home: "10.88.3.1", w.Peer: "10.88.5.1"}
+	if w.Far != nil {
+		routes[w.Far] = "10.88.4.1"
+	}
 	if w.Guest != nil {
 		err := namespace.Cable(end{In: w.Laptop, Name: "guest"}, end{In: w.Guest, Name: "eth0", Addresses: []string{LaptopAddress.String() + "/24"}})
 		if err != nil {

@@ -58,11 +58,17 @@ func awaitNode(ctx context.Context, ns *namespace.Namespace, d *daemon.Daemon) e
 	return d.Ready(ctx, daemon.Healthy(h, "http://"+wsBackend+"/health"))
 }
 
-// Edge is the Yggdrasil node at home: it takes peerings of admitted laptops and
-// hosts the service.
+// Edge is a Yggdrasil node that takes peerings of admitted laptops. The one at
+// home hosts the service, too.
 type Edge struct {
-	w   *World
-	dir string
+	w    *World
+	name string // "edge-1", as the site calls it
+	ns   *namespace.Namespace
+	dir  string
+	key  string     // file with its private key
+	host site.Key   // its public key
+	up   []edgePeer // edges that it peers with itself
+	open []uint16   // ports of its own address
 
 	mu     sync.Mutex
 	node   *daemon.Daemon
@@ -89,17 +95,40 @@ type edgePeer struct {
 	Key     site.Key
 }
 
-// startEdge runs the home node, which admits nobody yet, behind TLS.
+func wire(p site.Peer) edgePeer { return edgePeer{Name: p.Name, URL: p.URL, Address: p.Address, Key: p.Key} }
+
+// startEdge runs the home node, which admits nobody yet, behind TLS. With an
+// edge elsewhere it peers with that, as any server at home would.
 func (w *World) startEdge(ctx context.Context) error {
-	dir, err := w.dir("edge")
-	if err != nil {
-		return err
+	service, host := w.service()
+	e := &Edge{w: w, name: "edge", ns: w.Home, key: w.cfg.EdgeKey, host: host.Yggdrasil, open: service.Ports}
+	if w.cfg.FarEdgeKey != "" {
+		e.up = append(e.up, wire(w.cfg.Site.Yggdrasil.Edges[1]))
 	}
-	w.Edge = &Edge{w: w, dir: dir}
-	if err := w.Edge.start(ctx); err != nil {
+	w.Edge = e
+	if err := e.begin(ctx); err != nil {
 		return err
 	}
 	return w.front(w.Home, "edge.lab.test", EdgeAddress, wsBackend)
+}
+
+// startFarEdge runs the edge in a network of its own, which admits the home node
+// and nobody else yet.
+func (w *World) startFarEdge(ctx context.Context) error {
+	_, host := w.service()
+	far := w.cfg.Site.Yggdrasil.Edges[1]
+	w.FarEdge = &Edge{w: w, name: "far-edge", ns: w.Far, key: w.cfg.FarEdgeKey, host: far.Key, admits: []site.Key{host.Yggdrasil}}
+	if err := w.FarEdge.begin(ctx); err != nil {
+		return err
+	}
+	return w.front(w.Far, "far.lab.test", FarEdgeAddress, wsBackend)
+}
+
+func (e *Edge) begin(ctx context.Context) (err error) {
+	if e.dir, err = e.w.dir(e.name); err != nil {
+		return err
+	}
+	return e.start(ctx)
 }
 
 // Admit lets the laptop with the given key peer with the edge. The node is
@@ -125,17 +154,16 @@ func (e *Edge) Admit(ctx context.Context, key site.Key) error {
 
 // start writes the configuration and runs the node until it takes peerings.
 func (e *Edge) start(ctx context.Context) error {
-	service, host := e.w.service()
 	c := edgeConfig{
-		IfName: "ygg0", IfMTU: edgeMTU, PrivateKeyPath: e.w.cfg.EdgeKey,
+		IfName: "ygg0", IfMTU: edgeMTU, PrivateKeyPath: e.key,
 		AdminListen: "unix://" + e.Socket(), Listen: []string{"ws://" + wsBackend},
 		// Its own key first: to the library an empty list means everybody.
-		AllowedPublicKeys: append([]site.Key{host.Yggdrasil}, e.admits...),
-		Edges:             []edgePeer{},
-		Accept:            service.Ports,
+		AllowedPublicKeys: append([]site.Key{e.host}, e.admits...),
+		Edges:             append([]edgePeer{}, e.up...),
+		Accept:            append([]uint16{}, e.open...),
 	}
 	for _, p := range e.w.cfg.Site.Yggdrasil.Public {
-		c.PublicPeers = append(c.PublicPeers, edgePeer(p))
+		c.PublicPeers = append(c.PublicPeers, wire(p))
 	}
 	text, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
@@ -147,13 +175,13 @@ func (e *Edge) start(ctx context.Context) error {
 	}
 	cmd := exec.Command(e.w.cfg.Tools.VeilorYgg, "run", "--config", file)
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+e.w.cfg.WebCA.CertFile())
-	d, err := daemon.Start(e.w.Home, "the edge's veilor-ygg", e.w.log("edge"), cmd)
+	d, err := daemon.Start(e.ns, "the veilor-ygg of "+e.name, e.w.log(e.name), cmd)
 	if err != nil {
 		return err
 	}
 	e.node = d
 	e.w.keep(d)
-	return awaitNode(ctx, e.w.Home, d)
+	return awaitNode(ctx, e.ns, d)
 }
 
 // Socket is where the node's admin protocol is served.

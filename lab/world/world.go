@@ -8,10 +8,12 @@
 //	               └───────┐
 //	                      isp   10.88.1.1  10.88.3.1  10.88.5.1
 //	                       │    DHCP, DNS of *.lab.test; the censor
-//	        ┌──────────────┴───────────┐
-//	      home                        peer
-//	 10.88.3.10 hs.lab.test      10.88.5.10 peer.lab.test
-//	 10.88.3.20 edge.lab.test
+//	        ┌──────────────┼──────────────────┐
+//	      home            far                peer
+//	 10.88.3.10 hs       10.88.4.20 far     10.88.5.10 peer
+//	 10.88.3.20 edge     (if asked for)
+//
+// Names are in lab.test: hs.lab.test and so on.
 package world
 
 import (
@@ -56,6 +58,9 @@ type Config struct {
 	// EdgeKey and PeerKey are files with the private keys (PEM) of the home node
 	// and of the public peer.
 	EdgeKey, PeerKey string
+	// FarEdgeKey, if set, is that of the site's second edge, which then stands in
+	// a network of its own.
+	FarEdgeKey string
 	// Service is the certificate of the site's authority for the first service.
 	Service tls.Certificate
 	// WebCA is the lab's stand-in for the public web PKI.
@@ -78,14 +83,14 @@ type Config struct {
 
 // World is a running world.
 type World struct {
-	// ISP, Home, Peer and Laptop always exist; Guest only if asked for.
-	ISP, Home, Peer, Laptop, Guest *namespace.Namespace
+	// ISP, Home, Peer and Laptop always exist; Far and Guest only if asked for.
+	ISP, Home, Far, Peer, Laptop, Guest *namespace.Namespace
 	// Censor acts in ISP.
 	Censor *censor.Censor
 	// Headscale is the control server at home.
 	Headscale *headscale.Server
-	// Edge is the Yggdrasil node at home.
-	Edge *Edge
+	// Edge is the Yggdrasil node at home, FarEdge the one elsewhere.
+	Edge, FarEdge *Edge
 
 	cfg     Config
 	closers []func()
@@ -139,6 +144,9 @@ func (w *World) start(ctx context.Context) error {
 	g.Go(func() error { return w.startHeadscale(ctx) })
 	g.Go(func() error { return w.startPeer(ctx) })
 	g.Go(func() error { return w.startEdge(ctx) })
+	if w.Far != nil {
+		g.Go(func() error { return w.startFarEdge(ctx) })
+	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -230,6 +238,9 @@ func (w *World) Close() {
 		daemons, closers := w.daemons, w.closers
 		w.daemons, w.closers = nil, nil
 		w.mu.Unlock()
+		if w.Censor != nil {
+			w.Censor.Close()
+		}
 		for i := len(closers) - 1; i >= 0; i-- {
 			closers[i]()
 		}
@@ -238,7 +249,7 @@ func (w *World) Close() {
 			wg.Go(d.Stop)
 		}
 		wg.Wait()
-		for _, ns := range []*namespace.Namespace{w.Guest, w.Laptop, w.Peer, w.Home, w.ISP} {
+		for _, ns := range []*namespace.Namespace{w.Guest, w.Laptop, w.Peer, w.Far, w.Home, w.ISP} {
 			if ns != nil {
 				ns.Close()
 			}
