@@ -2,7 +2,9 @@ package overlay
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +13,7 @@ import (
 	"text/template"
 
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/theme"
 )
 
 // Paths of what is made rather than copied.
@@ -29,9 +32,17 @@ func KeyPath(group string, n int) string {
 // Render returns what src, the overlay directory, becomes for s, without
 // programs. Links are not followed; see [Tree.Check].
 func Render(src fs.FS, s *site.Site) (Tree, error) {
-	made, err := fromSite(s)
+	kept, err := readBasePolicy(src)
 	if err != nil {
 		return nil, err
+	}
+	made, err := fromSite(s, kept)
+	if err != nil {
+		return nil, err
+	}
+	look, err := readTheme(src)
+	if err != nil {
+		return nil, fmt.Errorf("reading the overlay: %w", err)
 	}
 	var entries []Entry
 	var errs []error
@@ -42,10 +53,10 @@ func Render(src fs.FS, s *site.Site) (Tree, error) {
 		if d.IsDir() {
 			return nil
 		}
-		if p == UndoFile {
+		if p == UndoFile || p == BasePolicyFile {
 			return nil
 		}
-		e, err := read(src, p, d, s)
+		e, err := read(src, p, d, s, look)
 		if err != nil {
 			errs = append(errs, err)
 			return nil
@@ -62,8 +73,20 @@ func Render(src fs.FS, s *site.Site) (Tree, error) {
 	return Tree(made).Join(entries...)
 }
 
+// readTheme reads the overlay's colours; nil if it has none.
+func readTheme(src fs.FS) (*theme.Theme, error) {
+	data, err := fs.ReadFile(src, theme.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return theme.Parse(theme.Path, data)
+}
+
 // read makes the entry of one file of the overlay.
-func read(src fs.FS, p string, d fs.DirEntry, s *site.Site) (Entry, error) {
+func read(src fs.FS, p string, d fs.DirEntry, s *site.Site, look *theme.Theme) (Entry, error) {
 	bad := func(format string, args ...any) (Entry, error) {
 		return Entry{}, fmt.Errorf("reading the overlay: %s: %s", p, fmt.Sprintf(format, args...))
 	}
@@ -99,8 +122,18 @@ func read(src fs.FS, p string, d fs.DirEntry, s *site.Site) (Entry, error) {
 	}
 	e := Entry{Path: p, Data: data, Exec: mode&0o100 != 0, Group: groupOf(p)}
 	if name, ok := strings.CutSuffix(p, ".tmpl"); ok {
-		e.Path, e.Group = name, Site
-		if e.Data, err = expand(p, data, s); err != nil {
+		// What the look is made of takes its colours from the theme, and
+		// nothing from the site.
+		if e.Path = name; e.Group != Branding {
+			e.Group = Site
+		}
+		if e.Data, err = expand(p, data, s, look); err != nil {
+			return Entry{}, fmt.Errorf("rendering the overlay: %w", err)
+		}
+	}
+	if name, ok := strings.CutSuffix(e.Path, ".png.svg"); ok {
+		e.Path = name + ".png"
+		if e.Data, err = theme.PNG(p, e.Data); err != nil {
 			return Entry{}, fmt.Errorf("rendering the overlay: %w", err)
 		}
 	}
@@ -117,7 +150,8 @@ var brandingDirs = []string{
 	"usr/share/pixmaps/", "usr/share/plasma/", "usr/share/plymouth/", "usr/share/sddm/", "usr/share/wallpapers/",
 }
 
-// groupOf is the group of what the overlay has at p, if it is no template.
+// groupOf is the group of what the overlay has at p, if nothing of it is the
+// site's.
 func groupOf(p string) Group {
 	for _, d := range brandingDirs {
 		if strings.HasPrefix(p, d) {
@@ -142,8 +176,25 @@ var funcs = template.FuncMap{
 	"resolver":   func() string { return site.Resolver.String() },
 }
 
-func expand(name string, data []byte, s *site.Site) ([]byte, error) {
-	t, err := template.New(name).Option("missingkey=error").Funcs(funcs).Parse(string(data))
+// siteFuncs are the functions whose answer is the site's.
+func siteFuncs(s *site.Site) template.FuncMap {
+	return template.FuncMap{
+		"mirror": func() string { return Mirror(s) },
+		"der":    der,
+	}
+}
+
+// der is a PEM certificate as browsers' policies want it: base64 of its DER form.
+func der(text []byte) (string, error) {
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return "", errors.New("der: no PEM block")
+	}
+	return base64.StdEncoding.EncodeToString(block.Bytes), nil
+}
+
+func expand(name string, data []byte, s *site.Site, look *theme.Theme) ([]byte, error) {
+	t, err := template.New(name).Option("missingkey=error").Funcs(funcs).Funcs(siteFuncs(s)).Funcs(look.Funcs()).Parse(string(data))
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +206,7 @@ func expand(name string, data []byte, s *site.Site) ([]byte, error) {
 }
 
 // fromSite makes the entries that are the site's alone.
-func fromSite(s *site.Site) ([]Entry, error) {
+func fromSite(s *site.Site, kept []BaseScope) ([]Entry, error) {
 	text, err := s.Inline()
 	if err != nil {
 		return nil, fmt.Errorf("rendering the site: %w", err)
@@ -163,8 +214,13 @@ func fromSite(s *site.Site) ([]Entry, error) {
 	entries := []Entry{
 		{Path: SitePath, Data: text, Group: Site},
 		{Path: AuthorityPath, Data: s.Authority.Data, Group: Site},
-		{Path: PolicyPath, Data: Policy(s), Group: Site},
+		{Path: PolicyPath, Data: Policy(s, kept...), Group: Site},
 	}
+	zones, err := zones(s)
+	if err != nil {
+		return nil, fmt.Errorf("rendering the firewall: %w", err)
+	}
+	entries = append(entries, zones...)
 	for _, g := range s.Image.Signatures {
 		for i, k := range g.Keys {
 			entries = append(entries, Entry{Path: KeyPath(g.Name, i+1), Data: k.Data, Group: Site})

@@ -10,8 +10,14 @@
 //	join LIST SEP     the texts of LIST with SEP between
 //	trimPrefix P S    S without P in front
 //	resolver          where the stub for the zone listens: 127.83.0.53
+//	mirror            where the image lies on the mesh: dl.veilor/veilor/veilor-os
+//	der CERTIFICATE   a PEM certificate as base64 of its DER form
+//	hex, rgb, unit    a colour of the theme by its name; see [theme.Theme.Funcs]
 //
-// overlay/undo.yaml is not part of the image; see [Undo].
+// What is then called NAME.png.svg is drawn, and the image has NAME.png.
+//
+// overlay/undo.yaml and overlay/base-policy.yaml are not part of the image; see
+// [Undo] and [BaseScope].
 package overlay
 
 import (
