@@ -20,14 +20,16 @@ import (
 func imageBuild() *cobra.Command {
 	var at checkout
 	var progs programs
-	var base, out, version, recipeFile string
+	var base, out, version, revision, compression, recipeFile, standIns string
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "build",
 		Short: "Build the image on a base that is at hand",
-		Long: `build renders the overlay, applies the recipe's modules that need no package
-manager to the base, and writes an OCI image. The modules that do need one are
-listed, in the answer and in the image's label ` + image.NotAppliedLabel + `.
+		Long: `build renders the overlay, applies the recipe to the base, and writes an OCI
+image. A part of the recipe that needs a package manager, or that would run in the
+image, counts as done if the base's package database says so, or if the table of
+--stand-ins names what takes its place. Otherwise nothing is built, and what is
+missing is listed. The image's label ` + image.ModulesLabel + ` says which happened.
 
 The same inputs give the same digest. Everything in the image is dated by
 $SOURCE_DATE_EPOCH (seconds since 1970) or, without it, by the base.`,
@@ -49,6 +51,10 @@ $SOURCE_DATE_EPOCH (seconds since 1970) or, without it, by the base.`,
 			if err != nil {
 				return usageError{err}
 			}
+			how, err := image.ParseCompression(compression)
+			if err != nil {
+				return usageError{err}
+			}
 			created, err := sourceDate()
 			if err != nil {
 				return usageError{err}
@@ -64,17 +70,28 @@ $SOURCE_DATE_EPOCH (seconds since 1970) or, without it, by the base.`,
 			if err != nil {
 				return err
 			}
+			var table []image.Replacement
+			if standIns != "" {
+				data, err := os.ReadFile(standIns)
+				if err != nil {
+					return fmt.Errorf("reading the stand-ins: %w", err)
+				}
+				if table, err = image.ParseReplacements(standIns, data); err != nil {
+					return err
+				}
+			}
 			res, err := image.Build(c.Context(), image.Options{
 				Site: s, Recipe: r, Overlay: os.DirFS(filepath.Join(at.source, "overlay")),
-				Base: from, Out: to, Version: version, Arch: progs.arch, Cache: progs.cache, Created: created,
+				Base: from, Out: to, Version: version, Revision: revision, Arch: progs.arch, Cache: progs.cache,
+				Compression: how, Created: created, StandIns: table,
 				Programs: func(ctx context.Context) (overlay.Tree, error) { return progs.build(ctx, at.source) },
 				Step:     newProgress().step,
 			})
 			if err != nil {
 				return err
 			}
-			for _, n := range res.NotApplied {
-				fmt.Fprintf(c.ErrOrStderr(), "  not applied: %s:%d: %s\n", recipeFile, n.Line, n)
+			for _, m := range res.Modules {
+				fmt.Fprintf(c.ErrOrStderr(), "  %s:%d: %s\n", recipeFile, m.Line, m)
 			}
 			if asJSON {
 				return printJSON(c.OutOrStdout(), res)
@@ -88,6 +105,9 @@ $SOURCE_DATE_EPOCH (seconds since 1970) or, without it, by the base.`,
 	c.Flags().StringVar(&base, "base", "", "base image, oci:`DIR`[:TAG]")
 	c.Flags().StringVar(&out, "out", "", "image to write, oci:`DIR`[:TAG]; replaced as a whole")
 	c.Flags().StringVar(&version, "version", "", "`version` of the image, for example 44.20261123.0")
+	c.Flags().StringVar(&revision, "revision", "", "`commit` of the sources, for the image's annotations")
+	c.Flags().StringVar(&compression, "compression", string(image.Gzip), "compression of our layers: gzip or zstd")
+	c.Flags().StringVar(&standIns, "stand-ins", "", "`file` that names what takes the place of parts of the recipe that the base cannot have")
 	c.Flags().StringVar(&recipeFile, "recipe", "", "recipe `file` (default: bluebuild/recipes/recipe.yml in the sources)")
 	c.Flags().BoolVar(&asJSON, "json", false, "answer in JSON")
 	require(c, "base", "out", "version")

@@ -31,6 +31,11 @@ func TestScripts(t *testing.T) {
 			e.Setenv("REPO", repo)
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("COSIGN_PASSWORD", "secret")
+			for name, data := range map[string][]byte{"recipe.yml": imagetest.Recipe, "undo.yaml": imagetest.Undo, "stand-ins.yaml": []byte(imagetest.StandIns)} {
+				if err := imagetest.WriteFile(e.WorkDir, name, string(data)); err != nil {
+					return err
+				}
+			}
 			return source(e.WorkDir, repo)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -71,12 +76,14 @@ func TestScripts(t *testing.T) {
 func source(dir, repo string) error {
 	for name, text := range map[string]string{
 		"src/go.mod": "module example\n",
-		"src/overlay/usr/libexec/secureblue/verify-provenance.sh": "#!/bin/sh\n",
-		"src/overlay/usr/lib/systemd/system/veilor-mesh.service":  "[Service]\n[Install]\nWantedBy=multi-user.target\n",
-		"src/overlay/usr/lib/systemd/system/veilor-ygg.service":   "[Service]\n[Install]\nWantedBy=multi-user.target\n",
-		"src/overlay/etc/zone.tmpl":                               "{{ .Zone }}\n",
-		"programs/veilor":                                         "veilor",
-		"programs/veilor-ygg":                                     "veilor-ygg",
+		"src/overlay/usr/libexec/secureblue/verify-provenance.sh":               "#!/bin/sh\n",
+		"src/overlay/usr/lib/systemd/system/veilor-mesh.service":                "[Service]\n[Install]\nWantedBy=multi-user.target\n",
+		"src/overlay/usr/lib/systemd/system/veilor-ygg.service":                 "[Service]\n[Install]\nWantedBy=multi-user.target\n",
+		"src/overlay/etc/zone.tmpl":                                             "{{ .Zone }}\n",
+		"src/overlay/etc/xdg/kdeglobals":                                        "[KDE]\n",
+		"src/overlay/usr/share/kde-settings/kde-profile/default/xdg/kdeglobals": "[KDE]\n",
+		"programs/veilor":     "veilor",
+		"programs/veilor-ygg": "veilor-ygg",
 		"src/site/veilor.yaml": `zone: veilor
 os: {name: veilor-os, release: 44, home: "https://github.com/veilor/veilor-os"}
 image:

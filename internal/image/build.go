@@ -21,12 +21,17 @@ import (
 	"github.com/veilor/veilor-os/internal/site"
 )
 
-// NotAppliedLabel lists, as JSON, what of the recipe an image lacks.
-const NotAppliedLabel = "io.veilor.not-applied"
+// ModulesLabel says, as a JSON list of [Outcome], what became of the parts of the
+// recipe that veilor-forge cannot apply itself. An image without it was built by
+// BlueBuild, which applies all.
+const ModulesLabel = "io.veilor.modules"
 
 // finalDiffID is the label by which ostree's importer finds the end of the
 // encapsulated base; it stays the base's own (ostree-ext, encapsulate.rs).
 const finalDiffID = "ostree.final-diffid"
+
+// createdBy marks our layers in an image's history.
+const createdBy = "veilor-forge"
 
 // versionRe is what may be a version and thus a tag (OCI distribution-spec).
 var versionRe = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
@@ -39,8 +44,14 @@ type Options struct {
 	Base    Dir
 	Out     Dir
 	Version string
-	Arch    string // as Go names it
-	Cache   string // a directory that outlives builds
+	// Revision is the commit of the sources; may be empty.
+	Revision    string
+	Arch        string      // as Go names it
+	Compression Compression // of our layers; empty is gzip
+	// StandIns say what takes the place of parts of the recipe that neither
+	// veilor-forge nor the base can do.
+	StandIns []Replacement
+	Cache    string // a directory that outlives builds
 	// Programs returns the programs of the image.
 	Programs func(context.Context) (overlay.Tree, error)
 	// Created dates the image and everything in its layers; zero means the
@@ -60,13 +71,13 @@ type Layer struct {
 
 // Result says what was built.
 type Result struct {
-	Image      string       `json:"image"`
-	Digest     string       `json:"digest"`
-	Version    string       `json:"version"`
-	BaseDigest string       `json:"base_digest"`
-	Layers     []Layer      `json:"layers"`
-	Undone     []string     `json:"undone"`
-	NotApplied []NotApplied `json:"not_applied"`
+	Image      string    `json:"image"`
+	Digest     string    `json:"digest"`
+	Version    string    `json:"version"`
+	BaseDigest string    `json:"base_digest"`
+	Layers     []Layer   `json:"layers"`
+	Undone     []string  `json:"undone"`
+	Modules    []Outcome `json:"modules"` // as in [ModulesLabel]
 }
 
 // Build makes the image and writes it to o.Out, whole or not at all.
@@ -76,6 +87,9 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	}
 	if err := o.Recipe.Agree(o.Site); err != nil {
 		return nil, err
+	}
+	if o.Compression == "" {
+		o.Compression = Gzip
 	}
 	if err := replaceable(o.Out.Path); err != nil {
 		return nil, err
@@ -127,14 +141,17 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err := tree.Check(base.Has); err != nil {
 		return nil, err
 	}
-	b := &builder{stage: newStage(base), tree: tree, undo: undo, version: o.Version, authority: o.Site.Authority.Data}
+	b := &builder{stage: newStage(base), tree: tree, undo: undo, version: o.Version, authority: o.Site.Authority.Data, standIns: o.StandIns}
+	if b.derived, err = base.derived(ctx, o.Recipe); err != nil {
+		return nil, err
+	}
 	if err := b.apply(ctx, o.Recipe); err != nil {
 		return nil, err
 	}
 	if err := b.check(); err != nil {
 		return nil, err
 	}
-	end(fmt.Sprintf("%d applied, %d not", len(o.Recipe.Modules)-len(b.notApplied), len(b.notApplied)))
+	end(tally(o.Recipe, b.outcomes))
 
 	end = step("layers")
 	created := o.Created
@@ -163,8 +180,42 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	end(o.Out.String())
 	return &Result{
 		Image: o.Out.String(), Digest: digest.String(), Version: o.Version, BaseDigest: base.Digest.String(),
-		Layers: layers, Undone: b.undone, NotApplied: b.notApplied,
+		Layers: layers, Undone: b.undone, Modules: b.outcomes,
 	}, nil
+}
+
+// tally says in a line how many modules there were and what became of the parts
+// that the base had to bring.
+func tally(r *recipe.Recipe, outcomes []Outcome) string {
+	n := map[How]int{}
+	for _, o := range outcomes {
+		n[o.How]++
+	}
+	text := fmt.Sprintf("%d", len(r.Modules))
+	if n[Satisfied] > 0 {
+		text += fmt.Sprintf(", %d parts from the base", n[Satisfied])
+	}
+	if n[StandIn] > 0 {
+		text += fmt.Sprintf(", %d by a stand-in", n[StandIn])
+	}
+	return text
+}
+
+// derived says whether the base is an image of this recipe already.
+func (b *Base) derived(ctx context.Context, r *recipe.Recipe) (bool, error) {
+	data, err := b.Read(ctx, osReleasePath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // the module os-release says it better
+	}
+	if err != nil {
+		return false, fmt.Errorf("reading /%s of the base: %w", osReleasePath, err)
+	}
+	for l := range strings.Lines(string(data)) {
+		if id, ok := strings.CutPrefix(strings.TrimSpace(l), "IMAGE_ID="); ok {
+			return strings.Trim(id, `"'`) == r.Name, nil
+		}
+	}
+	return false, nil
 }
 
 // wanted lists the files of the base that a build will look into.
@@ -190,23 +241,21 @@ func (b *builder) assemble(o Options, created time.Time) (v1.Image, []Layer, err
 	}
 	img := b.base.Image
 	var layers []Layer
-	for _, g := range overlay.Groups {
-		if b.empty(g) {
-			continue
-		}
-		l, err := b.layer(o.Cache, g, created)
+	for _, p := range b.parts() {
+		l, err := b.layer(o.Cache, o.Compression, p, created)
 		if err != nil {
 			return fail(err)
 		}
 		img, err = mutate.Append(img, mutate.Addendum{
 			Layer: l,
 			// ostree's importer wants a history entry for every layer.
-			History: v1.History{Created: v1.Time{Time: created}, CreatedBy: "veilor-forge", Comment: "veilor " + g.String()},
+			History:   v1.History{Created: v1.Time{Time: created}, CreatedBy: createdBy, Comment: "veilor " + p.name},
+			MediaType: o.Compression.mediaType(),
 		})
 		if err != nil {
 			return fail(err)
 		}
-		layers = append(layers, Layer{g.String(), l.digest.String(), l.size})
+		layers = append(layers, Layer{p.name, l.digest.String(), l.size})
 	}
 
 	config, err := img.ConfigFile()
@@ -223,11 +272,18 @@ func (b *builder) assemble(o Options, created time.Time) (v1.Image, []Layer, err
 		"org.opencontainers.image.description": o.Recipe.Description,
 		"org.opencontainers.image.url":         o.Site.OS.Home,
 		"org.opencontainers.image.source":      o.Site.OS.Home,
+		"org.opencontainers.image.vendor":      o.Site.OS.Name,
 		"org.opencontainers.image.base.digest": b.base.Digest.String(),
+	}
+	if o.Revision != "" {
+		describe["org.opencontainers.image.revision"] = o.Revision
 	}
 	labels := map[string]string{}
 	for k, v := range config.Config.Labels {
-		labels[k] = v
+		// What the base says about itself would be untrue of us.
+		if !strings.HasPrefix(k, "org.opencontainers.image.") && !strings.HasPrefix(k, "org.blue-build.") {
+			labels[k] = v
+		}
 	}
 	for k, v := range describe {
 		labels[k] = v
@@ -243,18 +299,11 @@ func (b *builder) assemble(o Options, created time.Time) (v1.Image, []Layer, err
 	if labels[finalDiffID] != "" && labels["ostree.bootable"] == "" {
 		labels["ostree.bootable"] = "1"
 	}
-	delete(labels, NotAppliedLabel)
-	if len(b.notApplied) > 0 {
-		list := make([]string, len(b.notApplied))
-		for i, n := range b.notApplied {
-			list[i] = n.String()
-		}
-		text, err := json.Marshal(list)
-		if err != nil {
-			return fail(err)
-		}
-		labels[NotAppliedLabel] = string(text)
+	text, err := json.Marshal(append([]Outcome{}, b.outcomes...))
+	if err != nil {
+		return fail(err)
 	}
+	labels[ModulesLabel] = string(text)
 	config.Config.Labels = labels
 	if img, err = mutate.ConfigFile(img, config); err != nil {
 		return fail(err)

@@ -52,29 +52,32 @@ func testSite(t *testing.T) *site.Site {
 }
 
 func testOverlay() fstest.MapFS {
-	undo, err := os.ReadFile(filepath.Join("..", "..", "overlay", overlay.UndoFile))
-	if err != nil {
-		panic(err)
-	}
 	return fstest.MapFS{
-		overlay.UndoFile: {Data: undo},
-		"usr/libexec/secureblue/verify-provenance.sh": {Data: []byte("#!/bin/sh\n"), Mode: 0o755},
-		"usr/lib/systemd/system/veilor-mesh.service":  {Data: []byte("[Service]\n[Install]\nWantedBy=multi-user.target\nAlias=mesh.service\n")},
-		"usr/lib/systemd/system/veilor-ygg.service":   {Data: []byte("[Service]\n[Install]\nWantedBy=multi-user.target \\\n  basic.target\n")},
-		"usr/share/veilor/zone.tmpl":                  {Data: []byte("{{ .Zone }}\n")},
-		"etc/systemd/system/bash":                     {Data: []byte("/usr/bin/bash"), Mode: 0o777 | os.ModeSymlink},
+		overlay.UndoFile: {Data: imagetest.Undo},
+		"usr/libexec/secureblue/verify-provenance.sh":               {Data: []byte("#!/bin/sh\n"), Mode: 0o755},
+		"usr/lib/systemd/system/veilor-mesh.service":                {Data: []byte("[Service]\n[Install]\nWantedBy=multi-user.target\nAlias=mesh.service\n")},
+		"usr/lib/systemd/system/veilor-ygg.service":                 {Data: []byte("[Service]\n[Install]\nWantedBy=multi-user.target \\\n  basic.target\n")},
+		"etc/xdg/kdeglobals":                                        {Data: []byte("[KDE]\n")},
+		"usr/share/kde-settings/kde-profile/default/xdg/kdeglobals": {Data: []byte("/etc/xdg/kdeglobals"), Mode: 0o777 | os.ModeSymlink},
+		"usr/share/veilor/zone.tmpl":                                {Data: []byte("{{ .Zone }}\n")},
+		"etc/systemd/system/bash":                                   {Data: []byte("/usr/bin/bash"), Mode: 0o777 | os.ModeSymlink},
 	}
 }
 
 // options are a build that works; the base is at dir/base.
 func options(t *testing.T, dir string) Options {
 	t.Helper()
-	r, err := recipe.Load(filepath.Join("..", "..", "bluebuild", "recipes", "recipe.yml"))
+	r, err := recipe.Parse("recipe.yml", imagetest.Recipe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := ParseReplacements("stand-ins.yaml", []byte(imagetest.StandIns))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return Options{
-		Site: testSite(t), Recipe: r, Overlay: testOverlay(),
+		StandIns: table,
+		Site:     testSite(t), Recipe: r, Overlay: testOverlay(),
 		Base: Dir{Path: filepath.Join(dir, "base")}, Out: Dir{Path: filepath.Join(dir, "out")},
 		Version: "44.test.1", Arch: "amd64", Cache: filepath.Join(dir, "cache"),
 		Programs: func(context.Context) (overlay.Tree, error) {
@@ -201,13 +204,12 @@ OSTREE_VERSION="44.test.1"
 	if len(config.History) != len(config.RootFS.DiffIDs) {
 		t.Errorf("%d history entries for %d layers", len(config.History), len(config.RootFS.DiffIDs))
 	}
-	var notApplied []string
-	if err := json.Unmarshal([]byte(labels[NotAppliedLabel]), &notApplied); err != nil {
+	var outcomes []Outcome
+	if err := json.Unmarshal([]byte(labels[ModulesLabel]), &outcomes); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"dnf install tailscale: " + needsPackages, "script dnf -y reinstall sudo: " + needsPackages}
-	if d := cmp.Diff(want, notApplied); d != "" {
-		t.Error(d)
+	if d := cmp.Diff(res.Modules, outcomes); d != "" || len(outcomes) == 0 || outcomes[0].How != StandIn {
+		t.Errorf("%v\n%s", outcomes, d)
 	}
 	if d := cmp.Diff([]string{"/etc/systemd/user/plasma-kwin_wayland.service.d/override.conf"}, res.Undone); d != "" {
 		t.Error(d)
@@ -216,7 +218,7 @@ OSTREE_VERSION="44.test.1"
 	for _, l := range res.Layers {
 		names = append(names, l.Name)
 	}
-	if d := cmp.Diff([]string{"programs", "config", "site"}, names); d != "" {
+	if d := cmp.Diff([]string{"trust", "programs/veilor", "config", "site"}, names); d != "" {
 		t.Error(d)
 	}
 }
@@ -414,7 +416,7 @@ func TestOpenBaseTampered(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(blobs, a.Hex), data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "fetch the base again") {
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "fetch the image again") {
 		t.Errorf("got %v", err)
 	}
 }

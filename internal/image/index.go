@@ -28,7 +28,10 @@ const (
 	// lower: nothing that a build asks for has more than two.
 	maxLinks = 8
 	// indexVersion changes with the form of the cached index.
-	indexVersion = "1"
+	indexVersion = "2"
+	// whiteout begins the name of an entry that removes the rest of the name
+	// (OCI image-spec, layer.md).
+	whiteout = ".wh."
 	// objects is where an ostree-encapsulated image has its contents; its paths
 	// are hard links to them (ostree-ext, tar/export.rs).
 	objects = "sysroot/ostree/repo/"
@@ -40,6 +43,8 @@ type node struct {
 	Type byte   // as in tar
 	Mode int64  // permission bits
 	Link string // of hard and symbolic links
+	Size int64
+	Sum  [sha256.Size]byte // of a regular file's content
 }
 
 // file is what the base has at a path, seen through all its layers.
@@ -49,6 +54,8 @@ type file struct {
 	link  string // target of a symbolic link
 	layer int    // where the content is …
 	name  string // … and under which name
+	size  int64
+	sum   [sha256.Size]byte // of a regular file's content
 }
 
 // Base is a base image with the index of its files.
@@ -70,26 +77,32 @@ func OpenBase(ctx context.Context, d Dir, arch, cache string) (*Base, error) {
 	if err != nil {
 		return nil, err
 	}
+	return index(ctx, img, d.String(), cache)
+}
+
+// index reads the file lists of img, which errors call name.
+func index(ctx context.Context, img v1.Image, name, cache string) (*Base, error) {
 	b := &Base{Image: img, files: map[string]file{}, cache: cache}
+	var err error
 	if b.Config, err = img.ConfigFile(); err != nil {
-		return nil, fmt.Errorf("opening %s: %w", d, err)
+		return nil, fmt.Errorf("opening %s: %w", name, err)
 	}
 	if b.Digest, err = img.Digest(); err != nil {
-		return nil, fmt.Errorf("opening %s: %w", d, err)
+		return nil, fmt.Errorf("opening %s: %w", name, err)
 	}
 	if b.layers, err = img.Layers(); err != nil {
-		return nil, fmt.Errorf("opening %s: %w", d, err)
+		return nil, fmt.Errorf("opening %s: %w", name, err)
 	}
 	if n := len(b.Config.RootFS.DiffIDs); n != len(b.layers) {
-		return nil, fmt.Errorf("opening %s: its configuration knows %d layers, its manifest %d; fetch the base again", d, n, len(b.layers))
+		return nil, fmt.Errorf("opening %s: its configuration knows %d layers, its manifest %d; fetch it again", name, n, len(b.layers))
 	}
 	for i := range b.layers {
 		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("indexing %s: %w", d, err)
+			return nil, fmt.Errorf("indexing %s: %w", name, err)
 		}
 		nodes, err := b.nodes(ctx, i)
 		if err != nil {
-			return nil, fmt.Errorf("indexing %s: layer %d of %d: %w", d, i+1, len(b.layers), err)
+			return nil, fmt.Errorf("indexing %s: layer %d of %d: %w", name, i+1, len(b.layers), err)
 		}
 		b.merge(i, nodes)
 	}
@@ -100,15 +113,15 @@ func OpenBase(ctx context.Context, d Dir, arch, cache string) (*Base, error) {
 func (b *Base) merge(layer int, nodes []node) {
 	for _, n := range nodes {
 		dir, base := path.Split(n.Name)
-		if hidden, ok := strings.CutPrefix(base, ".wh."); ok {
-			if base == ".wh..wh..opq" {
+		if hidden, ok := strings.CutPrefix(base, whiteout); ok {
+			if base == whiteout+whiteout+".opq" {
 				b.drop(path.Clean(dir), false)
 			} else {
 				b.drop(dir+hidden, true)
 			}
 			continue
 		}
-		f := file{typ: n.Type, mode: n.Mode, link: n.Link, layer: layer, name: n.Name}
+		f := file{typ: n.Type, mode: n.Mode, link: n.Link, layer: layer, name: n.Name, size: n.Size, sum: n.Sum}
 		switch n.Type {
 		case tar.TypeLink:
 			target, ok := b.files[n.Link]
@@ -143,20 +156,28 @@ func (b *Base) nodes(ctx context.Context, layer int) ([]node, error) {
 		return nil, err
 	}
 	name := filepath.Join(b.cache, "index", indexVersion+"-"+digest.Hex)
-	if data, err := os.ReadFile(name); err == nil {
+	if body, ok := kept(name); ok {
 		var nodes []node
-		if sum, body, ok := bytes.Cut(data, []byte("\n")); ok && string(sum) == sha(body) && gob.NewDecoder(bytes.NewReader(body)).Decode(&nodes) == nil {
+		if gob.NewDecoder(bytes.NewReader(body)).Decode(&nodes) == nil {
 			return nodes, nil
 		}
 	}
 	nodes := []node{}
-	err = b.walk(ctx, layer, func(h *tar.Header, _ io.Reader) error {
-		n := node{Name: clean(h.Name), Type: h.Typeflag, Mode: h.Mode & 0o7777, Link: h.Linkname}
+	sum := sha256.New()
+	err = b.walk(ctx, layer, func(h *tar.Header, r io.Reader) error {
+		n := node{Name: clean(h.Name), Type: h.Typeflag, Mode: h.Mode & 0o7777, Link: h.Linkname, Size: h.Size}
 		if n.Type == tar.TypeLink {
 			n.Link = clean(n.Link)
 		}
 		if strings.HasPrefix(n.Name, objects) && (n.Type == tar.TypeDir || !strings.HasSuffix(n.Name, ".file")) {
 			return nil // ostree's own metadata
+		}
+		if n.Type == tar.TypeReg {
+			sum.Reset()
+			if _, err := io.Copy(sum, r); err != nil {
+				return fmt.Errorf("reading the layer: %w; fetch the image again", err)
+			}
+			sum.Sum(n.Sum[:0])
 		}
 		nodes = append(nodes, n)
 		return nil
@@ -168,10 +189,7 @@ func (b *Base) nodes(ctx context.Context, layer int) ([]node, error) {
 	if err := gob.NewEncoder(&body).Encode(nodes); err != nil {
 		return nil, err
 	}
-	if err := keep(name, append([]byte(sha(body.Bytes())+"\n"), body.Bytes()...)); err != nil {
-		return nil, err
-	}
-	return nodes, nil
+	return nodes, keepSummed(name, body.Bytes())
 }
 
 // walk calls f for each entry of a layer and checks that what was read is what
@@ -197,7 +215,7 @@ func (b *Base) walk(ctx context.Context, layer int, f func(*tar.Header, io.Reade
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("reading the layer: %w; fetch the base again", err)
+			return fmt.Errorf("reading the layer: %w; fetch the image again", err)
 		}
 		if err := f(h, tr); errors.Is(err, io.EOF) {
 			return nil
@@ -206,10 +224,10 @@ func (b *Base) walk(ctx context.Context, layer int, f func(*tar.Header, io.Reade
 		}
 	}
 	if _, err := io.Copy(io.Discard, r); err != nil {
-		return fmt.Errorf("reading the layer: %w; fetch the base again", err)
+		return fmt.Errorf("reading the layer: %w; fetch the image again", err)
 	}
 	if got := hex.EncodeToString(sum.Sum(nil)); got != want.Hex {
-		return fmt.Errorf("reading the layer: its content is sha256:%s, the image says %s; fetch the base again", got, want)
+		return fmt.Errorf("reading the layer: its content is sha256:%s, the image says %s; fetch the image again", got, want)
 	}
 	return nil
 }
@@ -262,17 +280,21 @@ func (b *Base) Read(ctx context.Context, p string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	name, err := b.kept(f)
+	name, err := b.content(f)
 	if err != nil {
 		return nil, err
 	}
-	if data, err := os.ReadFile(name); err == nil {
+	if data, ok := kept(name); ok {
 		return data, nil
 	}
 	if err := b.fetch(ctx, f.layer, map[string]string{f.name: name}); err != nil {
 		return nil, err
 	}
-	return os.ReadFile(name)
+	data, ok := kept(name)
+	if !ok {
+		return nil, fmt.Errorf("reading the cache: %s is not what was written there just now; give another directory with --cache", name)
+	}
+	return data, nil
 }
 
 // Prefetch reads what exists of paths with one pass per layer, so that many
@@ -284,11 +306,11 @@ func (b *Base) Prefetch(ctx context.Context, paths []string) error {
 		if err != nil {
 			continue
 		}
-		name, err := b.kept(f)
+		name, err := b.content(f)
 		if err != nil {
 			return err
 		}
-		if _, err := os.Stat(name); err == nil {
+		if _, ok := kept(name); ok {
 			continue
 		}
 		if byLayer[f.layer] == nil {
@@ -304,13 +326,13 @@ func (b *Base) Prefetch(ctx context.Context, paths []string) error {
 	return nil
 }
 
-// kept is the cache file for the content of f.
-func (b *Base) kept(f file) (string, error) {
+// content is the cache file for the content of f.
+func (b *Base) content(f file) (string, error) {
 	digest, err := b.layers[f.layer].Digest()
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(b.cache, "content", digest.Hex, sha([]byte(f.name))), nil
+	return filepath.Join(b.cache, "content-2", digest.Hex, sha([]byte(f.name))), nil
 }
 
 // fetch reads the entries of a layer that names has, into the files it gives.
@@ -328,7 +350,7 @@ func (b *Base) fetch(ctx context.Context, layer int, names map[string]string) er
 		if err != nil {
 			return err
 		}
-		if err := keep(name, data); err != nil {
+		if err := keepSummed(name, data); err != nil {
 			return err
 		}
 		if left--; left == 0 {
@@ -336,6 +358,21 @@ func (b *Base) fetch(ctx context.Context, layer int, names map[string]string) er
 		}
 		return nil
 	})
+}
+
+// keepSummed writes a file of the cache with its checksum in front, kept reads it
+// again. A file that was cut short or changed is as if it were not there.
+func keepSummed(name string, data []byte) error {
+	return keep(name, append([]byte(sha(data)+"\n"), data...))
+}
+
+func kept(name string) ([]byte, bool) {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, false
+	}
+	sum, body, ok := bytes.Cut(data, []byte("\n"))
+	return body, ok && string(sum) == sha(body)
 }
 
 // keep writes a file of the cache, whole or not at all.

@@ -2,22 +2,15 @@ package image
 
 import (
 	"archive/tar"
-	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
+	"cmp"
 	"fmt"
 	"io"
-	"os"
+	"maps"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/types"
-	"github.com/klauspost/compress/gzip"
 	"github.com/veilor/veilor-os/internal/overlay"
 )
 
@@ -68,14 +61,77 @@ func (s *stage) check() error {
 	return nil
 }
 
-// tar writes the entries of one group, and with the group Config what is
-// removed, in one order and with one date.
-func (s *stage) tar(w io.Writer, g overlay.Group, date time.Time) error {
+// part is what goes into one layer.
+type part struct {
+	name    string
+	entries []overlay.Entry
+	remove  []string
+}
+
+// trustPart is the layer of the bundles of authorities.
+const trustPart = "trust"
+
+// partOf is the layer in which an entry lies. A client fetches a layer whole, so
+// what is large and changes alone lies alone: each program, the bundles, each kind
+// of branding. What is small shares one.
+func partOf(e overlay.Entry) string {
+	switch e.Group {
+	case overlay.Programs:
+		return e.Group.String() + "/" + path.Base(e.Path)
+	case overlay.Branding:
+		if kind := strings.Split(e.Path, "/"); len(kind) > 3 && kind[0] == "usr" && kind[1] == "share" {
+			return e.Group.String() + "/" + kind[2]
+		}
+	case overlay.Config:
+		if slices.Contains(bundles, e.Path) {
+			return trustPart
+		}
+	}
+	return e.Group.String()
+}
+
+// parts are the layers, the one that changes least first: what the base decides,
+// then the groups in their order.
+func (s *stage) parts() []part {
+	byName := map[string]*part{}
+	get := func(name string) *part {
+		if byName[name] == nil {
+			byName[name] = &part{name: name}
+		}
+		return byName[name]
+	}
+	for _, e := range s.entries {
+		p := get(partOf(e))
+		p.entries = append(p.entries, e)
+	}
+	for f := range s.remove {
+		p := get(overlay.Config.String())
+		p.remove = append(p.remove, f)
+	}
+	order := map[string]int{trustPart: -1}
+	for i, g := range overlay.Groups {
+		order[g.String()] = i
+	}
+	var all []part
+	for _, p := range byName {
+		all = append(all, *p)
+	}
+	slices.SortFunc(all, func(a, b part) int {
+		ga, _, _ := strings.Cut(a.name, "/")
+		gb, _, _ := strings.Cut(b.name, "/")
+		return cmp.Or(order[ga]-order[gb], strings.Compare(a.name, b.name))
+	})
+	return all
+}
+
+// tar writes what part p adds and removes, in one order and with one date.
+func (s *stage) tar(w io.Writer, p part, date time.Time) error {
 	headers := map[string]*tar.Header{}
-	add := func(h tar.Header) {
+	content := map[string][]byte{}
+	add := func(h tar.Header, data []byte) {
 		h.ModTime = date
-		headers[strings.TrimSuffix(h.Name, "/")] = &h
-		for _, d := range parents(strings.TrimSuffix(h.Name, "/")) {
+		headers[h.Name], content[h.Name] = &h, data
+		for _, d := range parents(h.Name) {
 			mode := int64(0o755)
 			if f, _, ok := s.base.find(d); ok && f.typ == tar.TypeDir {
 				mode = f.mode
@@ -83,125 +139,29 @@ func (s *stage) tar(w io.Writer, g overlay.Group, date time.Time) error {
 			headers[d] = &tar.Header{Typeflag: tar.TypeDir, Name: d + "/", Mode: mode, ModTime: date}
 		}
 	}
-	for _, e := range s.entries {
-		if e.Group != g {
+	for _, e := range p.entries {
+		if e.Link != "" {
+			add(tar.Header{Typeflag: tar.TypeSymlink, Name: e.Path, Linkname: e.Link, Mode: int64(e.Perm())}, nil)
 			continue
 		}
-		h := tar.Header{Typeflag: tar.TypeReg, Name: e.Path, Mode: int64(e.Perm()), Size: int64(len(e.Data))}
-		if e.Link != "" {
-			h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, e.Link, 0
-		}
-		add(h)
+		add(tar.Header{Typeflag: tar.TypeReg, Name: e.Path, Mode: int64(e.Perm()), Size: int64(len(e.Data))}, e.Data)
 	}
-	if g == overlay.Config {
-		for p := range s.remove {
-			add(tar.Header{Typeflag: tar.TypeReg, Name: path.Join(path.Dir(p), ".wh."+path.Base(p)), Mode: 0o644})
-		}
+	for _, f := range p.remove {
+		add(tar.Header{Typeflag: tar.TypeReg, Name: path.Join(path.Dir(f), whiteout+path.Base(f)), Mode: 0o644}, nil)
 	}
-	names := make([]string, 0, len(headers))
-	for n := range headers {
-		names = append(names, n)
-	}
+	names := slices.Collect(maps.Keys(headers))
 	// By components, so that a directory stands right before what is in it.
 	slices.SortFunc(names, func(a, b string) int {
 		return slices.Compare(strings.Split(a, "/"), strings.Split(b, "/"))
 	})
-	tw := tar.NewWriter(w)
+	tw := tar.NewWriter(w) // USTAR; PAX records only where a name needs them
 	for _, n := range names {
 		if err := tw.WriteHeader(headers[n]); err != nil {
 			return fmt.Errorf("writing %s into a layer: %w", n, err)
 		}
-		if headers[n].Typeflag == tar.TypeReg {
-			if _, err := tw.Write(s.entries[n].Data); err != nil {
-				return fmt.Errorf("writing %s into a layer: %w", n, err)
-			}
+		if _, err := tw.Write(content[n]); err != nil {
+			return fmt.Errorf("writing %s into a layer: %w", n, err)
 		}
 	}
 	return tw.Close()
-}
-
-// empty says whether a layer of group g would have nothing in it.
-func (s *stage) empty(g overlay.Group) bool {
-	for _, e := range s.entries {
-		if e.Group == g {
-			return false
-		}
-	}
-	return g != overlay.Config || len(s.remove) == 0
-}
-
-// blob is a compressed layer in the cache.
-type blob struct {
-	path   string
-	diffID v1.Hash
-	digest v1.Hash
-	size   int64
-}
-
-func (b blob) Digest() (v1.Hash, error)            { return b.digest, nil }
-func (b blob) DiffID() (v1.Hash, error)            { return b.diffID, nil }
-func (b blob) Size() (int64, error)                { return b.size, nil }
-func (b blob) MediaType() (types.MediaType, error) { return types.OCILayer, nil }
-func (b blob) Compressed() (io.ReadCloser, error)  { return os.Open(b.path) }
-func (b blob) Uncompressed() (io.ReadCloser, error) {
-	data, err := os.ReadFile(b.path)
-	if err != nil {
-		return nil, err
-	}
-	return gzip.NewReader(bytes.NewReader(data))
-}
-
-// layer compresses the layer of group g, or finds it in the cache. The
-// compressor is one whose version go.mod pins, so that its output does not
-// change with the Go release.
-func (s *stage) layer(cache string, g overlay.Group, date time.Time) (blob, error) {
-	sum := sha256.New()
-	if err := s.tar(sum, g, date); err != nil {
-		return blob{}, err
-	}
-	b := blob{diffID: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum.Sum(nil))}}
-	b.path = filepath.Join(cache, "layer", b.diffID.Hex)
-	record := b.path + ".json"
-	if b.cached(record) {
-		return b, nil
-	}
-	var out bytes.Buffer
-	zw, err := gzip.NewWriterLevel(&out, gzip.DefaultCompression)
-	if err != nil {
-		return blob{}, err
-	}
-	if err := s.tar(zw, g, date); err != nil {
-		return blob{}, err
-	}
-	if err := zw.Close(); err != nil {
-		return blob{}, err
-	}
-	b.size = int64(out.Len())
-	b.digest = v1.Hash{Algorithm: "sha256", Hex: sha(out.Bytes())}
-	if err := keep(b.path, out.Bytes()); err != nil {
-		return blob{}, err
-	}
-	data, err := json.Marshal(v1.Descriptor{MediaType: types.OCILayer, Digest: b.digest, Size: b.size})
-	if err != nil {
-		return blob{}, err
-	}
-	return b, keep(record, data)
-}
-
-// cached fills b from its record if the blob is there and is what it says.
-func (b *blob) cached(record string) bool {
-	data, err := os.ReadFile(record)
-	if err != nil {
-		return false
-	}
-	var d v1.Descriptor
-	if json.Unmarshal(data, &d) != nil {
-		return false
-	}
-	content, err := os.ReadFile(b.path)
-	if err != nil || int64(len(content)) != d.Size || sha(content) != d.Digest.Hex {
-		return false
-	}
-	b.digest, b.size = d.Digest, d.Size
-	return true
 }

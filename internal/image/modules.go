@@ -24,62 +24,51 @@ const (
 	filesSource = "system"
 )
 
-// NotApplied is a part of the recipe that this build could not do.
-type NotApplied struct {
-	Line   int    `json:"line"` // in the recipe
-	Module string `json:"module"`
-	What   string `json:"what"`
-	Why    string `json:"why"`
-}
-
-func (n NotApplied) String() string { return n.Module + " " + n.What + ": " + n.Why }
-
 // builder is one build under way.
 type builder struct {
 	*stage
-	tree       overlay.Tree
-	undo       []overlay.Undo
-	version    string
-	authority  []byte
-	kargs      int // kargs files so far
-	notApplied []NotApplied
-	undone     []string
+	tree      overlay.Tree
+	undo      []overlay.Undo
+	version   string
+	authority []byte
+	standIns  []Replacement
+	derived   bool // the base is an image of ours
+	kargs     int  // kargs files so far
+	needs     []need
+	outcomes  []Outcome
+	undone    []string
 }
-
-const needsPackages = "needs a package manager; use a base that has it, or let BlueBuild build"
 
 // apply does the modules in order.
 func (b *builder) apply(ctx context.Context, r *recipe.Recipe) error {
 	for _, m := range r.Modules {
-		skip := func(what, why string) {
-			b.notApplied = append(b.notApplied, NotApplied{m.Line, m.Type, what, why})
-		}
 		var err error
 		switch spec := m.Spec.(type) {
 		case *recipe.Files:
 			err = b.files(spec)
 		case *recipe.Script:
-			err = b.scripts(ctx, spec, skip)
+			err = b.scripts(ctx, m, spec)
 		case *recipe.Systemd:
-			var notes []string
-			notes, err = b.units(ctx, spec)
-			for _, n := range notes {
-				what, why, _ := strings.Cut(n, ": ")
-				skip(what, why)
+			var absent []string
+			absent, err = b.units(ctx, spec)
+			for _, n := range absent {
+				b.outcomes = append(b.outcomes, Outcome{m.Line, m.Type, n, Moot, errNoUnit.Error()})
 			}
 		case *recipe.Kargs:
 			b.kernelArguments(spec)
 		case *recipe.OSRelease:
 			err = b.osRelease(ctx, spec)
-		case nil:
-			skip("", "veilor-forge does not know how; let BlueBuild build")
-		default:
-			skip(spec.Summary(), needsPackages)
 		}
 		if err != nil {
 			return fmt.Errorf("applying the module %s of line %d: %w", m.Type, m.Line, err)
 		}
 	}
+	settled, err := settle(ctx, b.base, recipeNeeds(r), b.standIns)
+	if err != nil {
+		return fmt.Errorf("applying the recipe: %w", err)
+	}
+	b.outcomes = append(b.outcomes, settled...)
+	slices.SortStableFunc(b.outcomes, func(x, y Outcome) int { return x.Line - y.Line })
 	return nil
 }
 
@@ -96,35 +85,45 @@ func (b *builder) files(m *recipe.Files) error {
 }
 
 // scripts does what it knows of a script module natively. Everything else would
-// run in the base and is not applied.
-func (b *builder) scripts(ctx context.Context, m *recipe.Script, skip func(what, why string)) error {
-	for _, s := range m.Scripts {
-		if s != overlay.UndoScript {
-			skip(s, "runs in the image; let BlueBuild build")
-			continue
-		}
-		gone, err := overlay.Plan(b.undo, b.tree, func(p string) ([]byte, error) { return b.base.Read(ctx, p) })
-		if err != nil {
+// run in the image; see [scriptNeeds].
+func (b *builder) scripts(ctx context.Context, m recipe.Module, spec *recipe.Script) error {
+	if slices.Contains(spec.Scripts, overlay.UndoScript) {
+		if err := b.undoTraps(ctx, m); err != nil {
 			return err
 		}
-		for _, p := range gone {
-			_, at, _ := b.base.find(clean(p))
-			b.remove[at] = true
-		}
-		b.undone = gone
 	}
-	for _, s := range m.Snippets {
-		switch {
-		case strings.TrimSpace(s) == "update-ca-trust":
-			if err := b.trust(ctx); err != nil {
-				return err
+	if slices.ContainsFunc(spec.Snippets, func(s string) bool { return strings.TrimSpace(s) == trustSnippet }) {
+		return b.trust(ctx)
+	}
+	return nil
+}
+
+// undoTraps removes what the undo list says. In a base that is an image of ours
+// it was done when that was built; only what must be gone is looked for.
+func (b *builder) undoTraps(ctx context.Context, m recipe.Module) error {
+	if b.derived {
+		for _, u := range b.undo {
+			if u.Action != overlay.Remove {
+				continue
 			}
-		case strings.Contains(s, "dnf") || strings.Contains(s, "rpm"):
-			skip(s, needsPackages)
-		default:
-			skip(s, "runs in the image; let BlueBuild build")
+			for _, p := range append([]string{u.Path}, u.Also...) {
+				if b.base.Has(p) {
+					return fmt.Errorf("%s is there, and the base calls itself an image of ours; build that one again", p)
+				}
+			}
 		}
+		b.outcomes = append(b.outcomes, Outcome{m.Line, m.Type, overlay.UndoScript, Satisfied, "the base is an image of ours"})
+		return nil
 	}
+	gone, err := overlay.Plan(b.undo, b.tree, func(p string) ([]byte, error) { return b.base.Read(ctx, p) })
+	if err != nil {
+		return err
+	}
+	for _, p := range gone {
+		_, at, _ := b.base.find(clean(p))
+		b.remove[at] = true
+	}
+	b.undone = gone
 	return nil
 }
 
@@ -153,6 +152,10 @@ func (b *builder) trust(ctx context.Context) error {
 		data, err := b.base.Read(ctx, p)
 		if err != nil {
 			return fmt.Errorf("adding the authority: reading /%s: %w", p, err)
+		}
+		if bytes.Contains(data, bytes.TrimSpace(b.authority)) {
+			done = true // an image of ours as the base
+			continue
 		}
 		if len(data) > 0 && data[len(data)-1] != '\n' {
 			data = append(data, '\n')

@@ -21,8 +21,8 @@ var errNoUnit = errors.New("no such unit in the overlay or the base")
 
 // units applies a systemd module as systemctl --root would: links below
 // etc/systemd/system (or user) made and removed by the [Install] sections.
-// Notes are what could not be done and why.
-func (s *stage) units(ctx context.Context, m *recipe.Systemd) (notes []string, err error) {
+// absent are units that are not there to be disabled.
+func (s *stage) units(ctx context.Context, m *recipe.Systemd) (absent []string, err error) {
 	for _, scope := range []struct {
 		name string
 		u    recipe.Units
@@ -39,7 +39,7 @@ func (s *stage) units(ctx context.Context, m *recipe.Systemd) (notes []string, e
 		for _, n := range scope.u.Disabled {
 			err := u.disable(ctx, n)
 			if errors.Is(err, errNoUnit) {
-				notes = append(notes, "disabled "+n+": "+err.Error())
+				absent = append(absent, "disabled "+n)
 			} else if err != nil {
 				return nil, fmt.Errorf("disabling %s: %w", n, err)
 			}
@@ -50,7 +50,7 @@ func (s *stage) units(ctx context.Context, m *recipe.Systemd) (notes []string, e
 			}
 		}
 	}
-	return notes, nil
+	return absent, nil
 }
 
 // unitScope is the system's or the users' units.

@@ -100,7 +100,7 @@ func fill(ctx context.Context, dir string, o Options, img v1.Image) error {
 			if _, ours := l.(blob); ours {
 				continue // written below
 			}
-			return fmt.Errorf("the base's layer %s is missing or has another size; fetch the base again", digest)
+			return fmt.Errorf("the base's layer %s is missing or has another size; fetch the image again", digest)
 		}
 		if err := linkOrCopy(from, filepath.Join(blobs, digest.Hex)); err != nil {
 			return err

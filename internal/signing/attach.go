@@ -60,15 +60,15 @@ func resolve(ctx context.Context, ref string) (name.Repository, v1.Hash, error) 
 	return r.Context(), d.Digest, nil
 }
 
-// signature is one layer of an attachment.
-type signature struct {
+// attached is one layer of an attachment.
+type attached struct {
 	payload   []byte
 	signature []byte
 }
 
 // read returns the attachment of digest and its signatures; an absent one is
 // empty.
-func read(ctx context.Context, repo name.Repository, digest v1.Hash) (v1.Image, []signature, error) {
+func read(ctx context.Context, repo name.Repository, digest v1.Hash) (v1.Image, []attached, error) {
 	img, err := remote.Image(attachment(repo, digest), options(ctx)...)
 	if te := (*transport.Error)(nil); errors.As(err, &te) && te.StatusCode == http.StatusNotFound {
 		return mutate.MediaType(mutate.ConfigMediaType(empty.Image, types.OCIConfigJSON), types.OCIManifestSchema1), nil, nil
@@ -80,7 +80,7 @@ func read(ctx context.Context, repo name.Repository, digest v1.Hash) (v1.Image, 
 	if err != nil {
 		return nil, nil, err
 	}
-	var all []signature
+	var all []attached
 	for _, d := range m.Layers {
 		if d.MediaType != layerType || d.Size > maxPayload {
 			continue
@@ -102,7 +102,7 @@ func read(ctx context.Context, repo name.Repository, digest v1.Hash) (v1.Image, 
 		if err = errors.Join(err, rc.Close()); err != nil {
 			return nil, nil, err
 		}
-		all = append(all, signature{data, sig})
+		all = append(all, attached{data, sig})
 	}
 	return img, all, nil
 }
@@ -155,7 +155,7 @@ func Sign(ctx context.Context, ref, identity string, keys []*Private) (v1.Hash, 
 		if err != nil {
 			return v1.Hash{}, 0, fmt.Errorf("signing %s: %w", ref, err)
 		}
-		have = append(have, signature{text, sig})
+		have = append(have, attached{text, sig})
 		added++
 	}
 	if added == 0 {
@@ -168,7 +168,7 @@ func Sign(ctx context.Context, ref, identity string, keys []*Private) (v1.Hash, 
 }
 
 // signedBy says whether one of have is v's, for this digest and identity.
-func signedBy(have []signature, v *Verifier, digest v1.Hash, identity string) bool {
+func signedBy(have []attached, v *Verifier, digest v1.Hash, identity string) bool {
 	for _, s := range have {
 		if v.verify(s.payload, s.signature) && matches(s.payload, digest, identity) {
 			return true

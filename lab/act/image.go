@@ -56,6 +56,7 @@ func (s *Stage) buildImage(ctx context.Context, a *console.Act) (string, error) 
 
 func (s *Stage) forgeBuild(ctx context.Context, out string, env []string, into *image.Result) error {
 	answer, err := s.forge(ctx, env, "image", "build", "--site", s.site.File, "--base", "oci:"+s.base.Dir,
+		"--stand-ins", filepath.Join(s.Source, "lab", "base", "stand-ins.yaml"),
 		"--out", "oci:"+out, "--version", s.Version, "--json")
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ package imagetest
 import (
 	"archive/tar"
 	"bytes"
+	_ "embed" // the recipe and undo list
 	"fmt"
 	"io"
 	"maps"
@@ -22,6 +23,22 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
+
+// Recipe and Undo are a recipe and an undo list that fit [Base]. They are not the
+// product's: a test of how images are built must not fail because veilor-os got
+// another font.
+var (
+	//go:embed recipe.yml
+	Recipe []byte
+	//go:embed undo.yaml
+	Undo []byte
+)
+
+// StandIns is a table for what [Recipe] needs and [Base] has not.
+const StandIns = `stand_ins:
+  - {module: dnf install tailscale, by: the base of a test}
+  - {module: script dnf -y reinstall sudo, by: the base of a test}
+`
 
 // Date is the date of every base.
 var Date = time.Date(2026, 11, 1, 2, 3, 4, 0, time.UTC)
@@ -45,6 +62,8 @@ func Base() Files {
 		"etc/systemd/user/plasma-kwin_wayland.service.d/override.conf": "[Service]\nExecStart=\nExecStart=/usr/bin/kwin_wayland_wrapper\n",
 		"usr/libexec/secureblue/verify-provenance.sh":                  "case \"${image_ref}\" in\n    ghcr.io/secureblue/*)\n    ;;\n    *)\n        echo \"WARNING: Unknown image reference; unable to check provenance.\"\n        exit 1\nesac\nslsa-verifier verify-image\n",
 		"usr/lib/bootc/kargs.d/10-secureblue.toml":                     "kargs = [\"lockdown=confidentiality\", \"slab_nomerge\"]\n",
+		"etc/xdg/kdeglobals":                                           "[KDE Action Restrictions][$i]\nghns=false\n",
+		"usr/share/kde-settings/kde-profile/default/xdg/kdeglobals":    "[KDE]\nLookAndFeelPackage=org.fedoraproject.fedora.desktop\n",
 		"etc/containers/policy.json":                                   `{"default":[{"type":"reject"}],"transports":{"docker":{"ghcr.io/secureblue":[{"type":"sigstoreSigned"}]}}}`,
 	}
 }
