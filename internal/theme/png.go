@@ -14,7 +14,8 @@ import (
 // size must not take all memory.
 const maxPixels = 2048 * 2048
 
-// PNG draws an SVG at the size of its viewBox, on nothing. Paths, basic shapes,
+// PNG draws an SVG of the overlay at the size of its viewBox, on nothing. It is
+// for our own drawings: the library can take for ever over a hostile one. Paths, basic shapes,
 // strokes and gradients are drawn; text, filters and references to other files
 // are an error, so that no picture lacks a part unnoticed.
 //

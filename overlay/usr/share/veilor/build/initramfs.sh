@@ -1,0 +1,22 @@
+#!/bin/sh
+# Rebuilds the initramfs, where the passphrase is asked for, so that it has veilor's
+# boot screen. Run once by the recipe, in the image that is being built; there is no
+# other use for it.
+set -eu
+
+# The base keeps its hardened allocator out of the initramfs, which has no copy
+# of the library that this file names.
+preload=/usr/lib/systemd/system.conf.d/40-hardened_malloc.conf
+aside=$(mktemp -d)
+restore() { [ ! -e "$aside/preload" ] || mv "$aside/preload" "$preload"; }
+trap restore EXIT
+[ ! -e "$preload" ] || mv "$preload" "$aside/preload"
+
+set -- /usr/lib/modules/*
+[ $# -eq 1 ] && [ -d "$1" ] || { echo "rebuilding the initramfs: want one kernel in /usr/lib/modules, have: $*" >&2; exit 1; }
+dracut --force --no-hostonly --reproducible --add "ostree plymouth" --kver "${1##*/}" "$1/initramfs.img"
+chmod 0600 "$1/initramfs.img"
+
+# A theme that did not get in would leave a prompt nobody sees.
+lsinitrd "$1/initramfs.img" | grep -q usr/share/plymouth/themes/veilor/veilor.script ||
+	{ echo "rebuilding the initramfs: the boot screen is not in it; is plymouth-plugin-script installed?" >&2; exit 1; }
