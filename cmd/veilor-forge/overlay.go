@@ -98,7 +98,10 @@ and DIR/scripts, which its script module runs. It is the same tree that
 			if err := tree.Check(has); err != nil {
 				return err
 			}
-			scripts := overlay.Tree{{Path: overlay.UndoScript, Exec: true, Data: overlay.Script(undo)}}
+			scripts, err := overlay.Scripts(src, undo, tree)
+			if err != nil {
+				return err
+			}
 			if err := writeRendered(out, tree, scripts); err != nil {
 				return err
 			}

@@ -124,6 +124,13 @@ func (b *builder) undoTraps(ctx context.Context, m recipe.Module) error {
 		b.remove[at] = true
 	}
 	b.undone = gone
+	added, err := overlay.Appended(b.undo, func(p string) ([]byte, error) { return b.base.Read(ctx, p) })
+	if err != nil {
+		return err
+	}
+	for _, e := range added {
+		b.put(e)
+	}
 	return nil
 }
 

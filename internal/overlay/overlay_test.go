@@ -55,7 +55,7 @@ func TestRender(t *testing.T) {
 		"undo.yaml":                       {Data: []byte("undo: []\n")},
 		"usr/libexec/a":                   {Data: []byte("#!/bin/sh\n"), Mode: 0o700},
 		"etc/b":                           {Data: []byte("b"), Mode: 0o666},
-		"usr/share/veilor/peer.json.tmpl": {Data: []byte(`{"e":{{ json .Yggdrasil.Edges }},"r":"{{ resolver }}","h":"{{ .ControlHost }}"}`)},
+		"usr/share/veilor/peer.json.tmpl": {Data: []byte(`{"e":{{ json .PeerKeys }},"r":"{{ resolver }}","h":"{{ .ControlHost }}","m":"{{ mirror }}","a":"{{ der .Authority.Data }}"}`)},
 		"etc/systemd/system/x.timer":      {Data: []byte("/dev/null"), Mode: fs.ModeSymlink},
 	}, testSite(t))
 	if err != nil {
@@ -70,6 +70,8 @@ func TestRender(t *testing.T) {
 		"etc/containers/policy.json": "-rw-r--r-- site",
 		"etc/pki/ca-trust/source/anchors/veilor-authority.pem": "-rw-r--r-- site",
 		"etc/systemd/system/x.timer":                           "-rwxrwxrwx config",
+		"usr/lib/firewalld/zones/veilor-tailnet.xml":           "-rw-r--r-- site",
+		"usr/lib/firewalld/zones/veilor-ygg.xml":               "-rw-r--r-- site",
 		"usr/libexec/a":                                        "-rwxr-xr-x config",
 		"usr/share/pki/containers/veilor-ci-1.pub":             "-rw-r--r-- site",
 		"usr/share/pki/containers/veilor-ci-2.pub":             "-rw-r--r-- site",
@@ -81,7 +83,7 @@ func TestRender(t *testing.T) {
 		t.Error(d)
 	}
 	e, _ := tree.Find("usr/share/veilor/peer.json")
-	wantJSON := `{"e":[{"Name":"edge-1","URL":"wss://edge.example.org/","Address":"192.0.2.1:443","Key":"` + strings.Repeat("cd", 32) + `"}],"r":"127.83.0.53","h":"hs.example.org"}`
+	wantJSON := `{"e":["` + strings.Repeat("cd", 32) + `"],"r":"127.83.0.53","h":"hs.example.org","m":"dl.veilor/veilor/veilor-os","a":"AAAA"}`
 	if string(e.Data) != wantJSON {
 		t.Errorf("got  %s\nwant %s", e.Data, wantJSON)
 	}
@@ -175,9 +177,13 @@ func TestPolicy(t *testing.T) {
 	if d := cmp.Diff(reject, p.Default); d != "" {
 		t.Error(d)
 	}
+	original := &identity{Type: "exactRepository", DockerRepository: "ghcr.io/veilor/veilor-os"}
 	want := map[string][]requirement{"ghcr.io/veilor/veilor-os": {
-		{Type: "sigstoreSigned", KeyPaths: []string{"/usr/share/pki/containers/veilor-ci-1.pub", "/usr/share/pki/containers/veilor-ci-2.pub"}, SignedIdentity: &identity{"matchRepository"}},
-		{Type: "sigstoreSigned", KeyPath: "/usr/share/pki/containers/veilor-release-1.pub", SignedIdentity: &identity{"matchRepository"}},
+		{Type: "sigstoreSigned", KeyPaths: []string{"/usr/share/pki/containers/veilor-ci-1.pub", "/usr/share/pki/containers/veilor-ci-2.pub"}, SignedIdentity: &identity{Type: "matchRepository"}},
+		{Type: "sigstoreSigned", KeyPath: "/usr/share/pki/containers/veilor-release-1.pub", SignedIdentity: &identity{Type: "matchRepository"}},
+	}, "dl.veilor/veilor/veilor-os": {
+		{Type: "sigstoreSigned", KeyPaths: []string{"/usr/share/pki/containers/veilor-ci-1.pub", "/usr/share/pki/containers/veilor-ci-2.pub"}, SignedIdentity: original},
+		{Type: "sigstoreSigned", KeyPath: "/usr/share/pki/containers/veilor-release-1.pub", SignedIdentity: original},
 	}}
 	if d := cmp.Diff(want, p.Transports["docker"]); d != "" {
 		t.Error(d)
@@ -226,11 +232,16 @@ undo:
     why: ours
     expect: [v]
     action: replace
+  - path: /usr/j
+    why: a line more
+    expect: [first]
+    action: append
+    text: import 'ours'
 `
 
 // What the native plan and the shell script do to a base must be the same.
 func TestPlanAndScriptAgree(t *testing.T) {
-	good := map[string]string{"/etc/a": "x one's $two", "/usr/etc/a": "one's $two", "/usr/v": "v", "/usr/etc/v": "v"}
+	good := map[string]string{"/etc/a": "x one's $two", "/usr/etc/a": "one's $two", "/usr/v": "v", "/usr/etc/v": "v", "/usr/j": "first\n"}
 	with := func(change map[string]string, without ...string) map[string]string {
 		m := map[string]string{}
 		for k, v := range good {
@@ -258,16 +269,19 @@ func TestPlanAndScriptAgree(t *testing.T) {
 		"only the twin": {with(nil, "/etc/a", "/usr/etc/v"), []string{"/usr/etc/a"}, ""},
 		"text changed":  {with(map[string]string{"/etc/a": "one's three"}), nil, "/etc/a: "},
 		"twin changed":  {with(map[string]string{"/usr/etc/a": ""}), nil, "/usr/etc/a"},
+		"no last line":  {with(map[string]string{"/usr/j": "first"}), []string{"/etc/a", "/usr/etc/a", "/usr/etc/v"}, ""},
+		"already there": {with(map[string]string{"/usr/j": "first\nimport 'ours'\nlast\n"}), []string{"/etc/a", "/usr/etc/a", "/usr/etc/v"}, ""},
 		"gone":          {with(nil, "/etc/a", "/usr/etc/a"), nil, "is not there any more"},
 		"back again":    {with(map[string]string{"/usr/bin/sudo": ""}), nil, "is there again"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gone, err := Plan(list, Tree{{Path: "usr/v"}}, func(p string) ([]byte, error) {
+			read := func(p string) ([]byte, error) {
 				if d, ok := c.base[p]; ok {
 					return []byte(d), nil
 				}
 				return nil, fs.ErrNotExist
-			})
+			}
+			gone, err := Plan(list, Tree{{Path: "usr/v"}}, read)
 			if (err == nil) != (c.want == "") || (err != nil && !strings.Contains(err.Error(), c.want)) {
 				t.Fatalf("plan: got %v, want %q", err, c.want)
 			}
@@ -295,6 +309,19 @@ func TestPlanAndScriptAgree(t *testing.T) {
 			if (err == nil) != (c.want == "") || !strings.Contains(string(out), c.want) {
 				t.Fatalf("script: %v, %s", err, out)
 			}
+			if c.want == "" {
+				added, err := Appended(list, read)
+				if err != nil || len(added) != 1 {
+					t.Fatalf("appended: %v, %v", added, err)
+				}
+				got, err := os.ReadFile(filepath.Join(root, "usr/j"))
+				if err != nil || string(got) != string(added[0].Data) {
+					t.Errorf("script: %q, %v, plan: %q", got, err, added[0].Data)
+				}
+				if strings.Count(string(got), "import 'ours'\n") != 1 || !strings.HasPrefix(string(got), "first\n") {
+					t.Errorf("appended: %q", got)
+				}
+			}
 			for p := range c.base {
 				_, err := os.Stat(filepath.Join(root, p))
 				removed := errors.Is(err, fs.ErrNotExist)
@@ -316,9 +343,12 @@ func TestParseUndoRefuses(t *testing.T) {
 		{"undo:\n  - path: /a\n    expect: [c]\n    action: note\n", `why: missing`},
 		{"undo:\n  - path: /a\n    why: b\n    action: note\n", `write either expect`},
 		{"undo:\n  - path: /a\n    why: b\n    expect: [c]\n    expect_absent: true\n    action: note\n", `write either expect`},
-		{"undo:\n  - path: /a\n    why: b\n    expect: [c]\n    action: burn\n", `undo.yaml:5: undo[0].action: "burn"; write remove, replace or note`},
+		{"undo:\n  - path: /a\n    why: b\n    expect: [c]\n    action: burn\n", `undo.yaml:5: undo[0].action: "burn"; write remove, replace, append or note`},
 		{"undo:\n  - path: /a\n    why: b\n    expect_absent: true\n    action: remove\n", `remove of a file that must be absent`},
 		{"undo:\n  - path: /a\n    why: b\n    expect: [c]\n    action: note\n  - path: /a\n    why: b\n    expect: [c]\n    action: note\n", `/a is there twice`},
+		{"undo:\n  - path: /a\n    why: b\n    expect: [c]\n    action: append\n", `append wants one line of text`},
+		{"undo:\n  - path: /a\n    why: b\n    expect: [c]\n    action: note\n    text: x\n", `append wants one line of text`},
+		{"undo:\n  - path: /a\n    also: [/b]\n    why: b\n    expect: [c]\n    action: append\n    text: x\n", `leave the copies out`},
 		{"undo:\n  - route: /a\n", `undo.yaml:2: unknown field "route"`},
 	} {
 		if _, err := ParseUndo("undo.yaml", []byte(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -382,4 +412,66 @@ func TestVerifyProvenance(t *testing.T) {
 			t.Errorf("%s: %v\n%s\nwant …%s…", c.ref, err, out, c.want)
 		}
 	}
+}
+
+func TestBasePolicy(t *testing.T) {
+	kept, err := ParseBasePolicy("p", []byte(`
+scopes:
+  - {scope: quay.io/a, keys: [/k1, /k2]}
+  - {scope: registry.redhat.io, keys: [/g], gpg: true}
+  - {scope: ghcr.io/b, keys: [/k], as: gcr.io/b}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p struct {
+		Transports map[string]map[string][]requirement
+	}
+	if err := json.Unmarshal(Policy(testSite(t), kept...), &p); err != nil {
+		t.Fatal(err)
+	}
+	docker := p.Transports["docker"]
+	for scope, want := range map[string][]requirement{
+		"":                   {{Type: "reject"}},
+		"quay.io/a":          {{Type: "sigstoreSigned", KeyPaths: []string{"/k1", "/k2"}, SignedIdentity: &identity{Type: "matchRepository"}}},
+		"registry.redhat.io": {{Type: "signedBy", KeyType: "GPGKeys", KeyPath: "/g"}},
+		"ghcr.io/b":          {{Type: "sigstoreSigned", KeyPath: "/k", SignedIdentity: &identity{Type: "exactRepository", DockerRepository: "gcr.io/b"}}},
+	} {
+		if d := cmp.Diff(want, docker[scope]); d != "" {
+			t.Errorf("%q: %s", scope, d)
+		}
+	}
+	if len(docker["ghcr.io/veilor/veilor-os"]) != 2 || len(docker) != 6 {
+		t.Errorf("scopes: %v", docker)
+	}
+	for _, c := range []struct{ text, want string }{
+		{"scopes: [{scope: '', keys: [/k]}]", "is no registry"},
+		{"scopes: [{scope: localhost, keys: [/k]}]", "is no registry"},
+		{"scopes: [{scope: '*.io', keys: [/k]}]", "is no registry"},
+		{"scopes: [{scope: a.io}]", "keys: missing"},
+		{"scopes: [{scope: a.io, keys: [k]}]", "no absolute path"},
+		{"scopes: [{scope: a.io, keys: [/k]}, {scope: a.io, keys: [/k]}]", "twice"},
+		{"scopes: [{scope: a.io, keys: [/k], gpg: true, as: b.io}]", "leave it out"},
+	} {
+		if _, err := ParseBasePolicy("p", []byte(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want …%s…", c.text, err, c.want)
+		}
+	}
+}
+
+func FuzzParseBasePolicy(f *testing.F) {
+	f.Add([]byte("scopes: [{scope: a.io, keys: [/k], gpg: true}, {scope: b.io/c, keys: [/k, /l], as: b.io/d}]"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		kept, err := ParseBasePolicy("p", data)
+		if err != nil {
+			return
+		}
+		for _, b := range kept {
+			for _, r := range b.requirements() {
+				if r.Type == "insecureAcceptAnything" || (r.KeyPath == "" && len(r.KeyPaths) == 0) {
+					t.Errorf("%+v: %+v", b, r)
+				}
+			}
+		}
+	})
 }

@@ -53,7 +53,7 @@ func Render(src fs.FS, s *site.Site) (Tree, error) {
 		if d.IsDir() {
 			return nil
 		}
-		if p == UndoFile || p == BasePolicyFile {
+		if p == UndoFile || p == BasePolicyFile || strings.HasPrefix(p, scriptsDir) {
 			return nil
 		}
 		e, err := read(src, p, d, s, look)

@@ -32,6 +32,8 @@ type Undo struct {
 	// ExpectAbsent says that the base must not have the file.
 	ExpectAbsent bool   `yaml:"expect_absent,omitempty"`
 	Action       Action `yaml:"action"`
+	// Text is the line that Append adds.
+	Text string `yaml:"text,omitempty"`
 }
 
 // Action is what is done when the base is as expected.
@@ -40,6 +42,7 @@ type Action string
 const (
 	Remove  Action = "remove"  // delete it
 	Replace Action = "replace" // the overlay has the file
+	Append  Action = "append"  // add Text to it as its last line
 	Note    Action = "note"    // nothing: the check is all
 )
 
@@ -78,12 +81,18 @@ func ParseUndo(name string, data []byte) ([]Undo, error) {
 			}
 		}
 		switch u.Action {
-		case Remove, Replace, Note:
+		case Remove, Replace, Append, Note:
 			if u.ExpectAbsent && u.Action != Note {
 				add(".action", "%s of a file that must be absent; write note", u.Action)
 			}
+			if u.Action == Append && len(u.Also) > 0 {
+				add(".also", "a line is appended to one file; leave the copies out")
+			}
 		default:
-			add(".action", "%q; write remove, replace or note", u.Action)
+			add(".action", "%q; write remove, replace, append or note", u.Action)
+		}
+		if (u.Action == Append) == (u.Text == "") || strings.Contains(u.Text, "\n") {
+			add(".text", "%q: append wants one line of text, and nothing else has one", u.Text)
 		}
 	}
 	if len(errs) > 0 {
@@ -128,6 +137,8 @@ func Plan(list []Undo, t Tree, read func(path string) ([]byte, error)) ([]string
 		switch _, ours := t.Find(strings.TrimPrefix(u.Path, "/")); {
 		case u.Action == Remove && ours:
 			errs = append(errs, fmt.Errorf("checking the undo list: %s is removed, but the overlay has it; write action: replace", u.Path))
+		case u.Action == Append && ours:
+			errs = append(errs, fmt.Errorf("checking the undo list: a line is appended to %s, but the overlay has it; write action: replace", u.Path))
 		case u.Action == Replace && !ours:
 			errs = append(errs, fmt.Errorf("checking the undo list: %s is replaced, but the overlay does not have it; add it or write action: remove", u.Path))
 		case u.Action == Remove:
@@ -138,6 +149,29 @@ func Plan(list []Undo, t Tree, read func(path string) ([]byte, error)) ([]string
 		}
 	}
 	return remove, errors.Join(errs...)
+}
+
+// Appended returns the files of a base to which the list adds a line, as they are
+// then. The list has been checked with [Plan].
+func Appended(list []Undo, read func(path string) ([]byte, error)) ([]Entry, error) {
+	var entries []Entry
+	for _, u := range list {
+		if u.Action != Append {
+			continue
+		}
+		data, err := read(u.Path)
+		if err != nil {
+			return nil, fmt.Errorf("appending to %s of the base: %w", u.Path, err)
+		}
+		if !slices.Contains(strings.Split(string(data), "\n"), u.Text) {
+			if len(data) > 0 && data[len(data)-1] != '\n' {
+				data = append(data, '\n')
+			}
+			data = append(slices.Clip(data), u.Text+"\n"...)
+		}
+		entries = append(entries, Entry{Path: strings.TrimPrefix(u.Path, "/"), Data: data, Group: Config})
+	}
+	return entries, nil
 }
 
 // check returns which of the paths the base has.
@@ -210,10 +244,17 @@ expect() {
 	b.WriteString("\n[ \"$bad\" = 0 ] || exit 1\n")
 	for _, u := range list {
 		gone := u.paths()
-		if u.Action == Replace {
+		switch u.Action {
+		case Replace:
 			gone = u.Also
-		}
-		if u.Action == Note {
+		case Append:
+			fmt.Fprintf(&b, `if ! grep -qxF -e %s -- "$root"%s; then
+    [ -z "$(tail -c 1 -- "$root"%[2]s)" ] || echo >>"$root"%[2]s
+    printf '%%s\n' %[1]s >>"$root"%[2]s
+fi
+`, quote(u.Text), quote(u.Path))
+			continue
+		case Note:
 			continue
 		}
 		for _, p := range gone {
