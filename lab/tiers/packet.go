@@ -90,6 +90,12 @@ func (p packet) bytes() []byte {
 	return append(h, body...)
 }
 
+// Bytes is the first packet of a flow, as it goes into a tunnel: a SYN, a
+// datagram or an echo request (whose identifier is src's port).
+func Bytes(src, dst netip.AddrPort, proto tier.Protocol) []byte {
+	return packet{src: src, dst: dst, proto: proto, id: uint32(src.Port())}.bytes()
+}
+
 // checksum adds 16-bit words (RFC 1071) without folding. All slices are even.
 func checksum(s uint32, b []byte) uint32 {
 	for i := 0; i+1 < len(b); i += 2 {

@@ -1,0 +1,214 @@
+package forbidden
+
+import (
+	"context"
+	"crypto/x509"
+	"debug/buildinfo"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/veilor/veilor-os/internal/tier"
+	"github.com/veilor/veilor-os/lab/cache"
+	"github.com/veilor/veilor-os/lab/debian"
+	"github.com/veilor/veilor-os/lab/program"
+	"github.com/veilor/veilor-os/lab/sandbox"
+	labsite "github.com/veilor/veilor-os/lab/site"
+	"github.com/veilor/veilor-os/lab/webca"
+	"github.com/veilor/veilor-os/lab/world"
+)
+
+var evidence = flag.String("evidence", "", "write what was measured to this `file` (docs/evidence/tiers.json)")
+
+func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
+
+// cacheVar names the lab's cache.
+const cacheVar = "VEILOR_LAB_CACHE"
+
+// tryLimit is for all of it on a busy machine; it takes half a minute on a
+// quiet one.
+const tryLimit = 8 * time.Minute
+
+func prepare(t *testing.T) Config {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED, nothing forbidden is tried: namespaces need root")
+	}
+	store := os.Getenv(cacheVar)
+	if store == "" {
+		store = t.TempDir()
+	}
+	programs, err := program.Build(t.Context(), "../..", filepath.Join(store, "bin"), t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := debian.Tools.Build(t.Context(), &cache.Cache{Dir: store}, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tools, err := sandbox.Chroot(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tools.Close() })
+	dir, err := os.MkdirTemp("", "forbid") // short, for its sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	lab, err := labsite.Make(filepath.Join(dir, "site"), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := lab.Certificate(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := webca.Open(filepath.Join(dir, "web"), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority := x509.NewCertPool()
+	authority.AppendCertsFromPEM(lab.Authority.Data)
+	logs := filepath.Join(dir, "logs")
+	t.Cleanup(func() {
+		if t.Failed() {
+			showLogs(t, logs)
+		}
+	})
+	return Config{
+		Authority: authority, Conditions: Conditions(), Now: time.Now,
+		Commit: commit(), Versions: versions(programs),
+		World: world.Config{
+			Tools: world.Tools{
+				Headscale: programs.Headscale, Tailscaled: programs.Tailscaled, Tailscale: programs.Tailscale,
+				VeilorYgg: programs.Ygg, PublicPeer: programs.PublicPeer,
+				Dnsmasq: func(args ...string) *exec.Cmd {
+					return tools.Command(context.WithoutCancel(t.Context()), "dnsmasq", args...)
+				},
+			},
+			Site: lab.Site, EdgeKey: lab.EdgeKey, PeerKey: lab.PeerKey, Service: leaf, WebCA: ca,
+			Run: filepath.Join(dir, "run"), Logs: logs, Names: filepath.Join(dir, "netns"),
+			Progress: func(what string) { t.Log(what) },
+		},
+	}
+}
+
+func showLogs(t *testing.T, dir string) {
+	files, _ := filepath.Glob(filepath.Join(dir, "*.log"))
+	for _, f := range files {
+		data, _ := os.ReadFile(f)
+		if len(data) > 2000 {
+			data = data[len(data)-2000:]
+		}
+		t.Logf("%s ends:\n%s", filepath.Base(f), data)
+	}
+}
+
+// commit of this checkout; "-dirty" if there is more in it.
+func commit() string {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		return "unknown"
+	}
+	out, err := exec.Command("git", "-c", "safe.directory="+root, "-C", root, "describe", "--always", "--dirty", "--abbrev=12").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// versions of the modules that the daemons were built from.
+func versions(p program.Set) map[string]string {
+	all := map[string]string{}
+	for _, d := range []struct{ name, file, module string }{
+		{"Headscale", p.Headscale, "github.com/juanfont/headscale"},
+		{"tailscaled", p.Tailscaled, "tailscale.com"},
+		{"Yggdrasil", p.Ygg, "github.com/yggdrasil-network/yggdrasil-go"},
+	} {
+		info, err := buildinfo.ReadFile(d.file)
+		if err != nil {
+			continue
+		}
+		for _, m := range append(info.Deps, &info.Main) {
+			if m.Path == d.module {
+				all[d.name] = m.Version
+			}
+		}
+	}
+	if out, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
+		all["Linux"] = strings.TrimSpace(string(out))
+	}
+	return all
+}
+
+// leastTried is how many forbidden targets a guest tries on each layer.
+const leastTried = 20
+
+// A guest reaches nothing that is forbidden to it, on no layer and whatever the
+// ISP does, and everything that is allowed wherever a layer is left.
+func TestForbidden(t *testing.T) {
+	cfg := prepare(t)
+	ctx, cancel := context.WithTimeout(t.Context(), tryLimit)
+	defer cancel()
+	r, err := Run(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Holds(); err != nil {
+		t.Error(err)
+	}
+	for _, c := range cfg.Conditions {
+		for _, l := range []tier.Layer{tier.Tailnet, tier.Yggdrasil} {
+			refused, open, shut := 0, 0, []string{}
+			silent := false
+			for _, cell := range r.Cells {
+				if cell.Condition == c.Name && cell.Layer == l.String() && cell.Source.Name == guest {
+					refused += cell.Refused
+					open += len(cell.Open)
+					shut = append(shut, cell.Shut...)
+					silent = cell.Silent
+				}
+			}
+			t.Logf("%-16s %-10s refused %3d, open %d, silent %t", c.Name, l, refused, open, silent)
+			if refused < leastTried {
+				t.Errorf("%s, %s: only %d forbidden targets were tried", c.Name, l, refused)
+			}
+			carried := false
+			for _, have := range c.Layers {
+				carried = carried || have == l
+			}
+			if carried && (open == 0 || len(shut) > 0) {
+				t.Errorf("%s, %s: allowed and reached: %d; allowed and not reached: %q", c.Name, l, open, shut)
+			}
+			if silent == carried {
+				t.Errorf("%s, %s: silent: %t", c.Name, l, silent)
+			}
+		}
+	}
+	t.Logf("control: %d of %d packets seen with every door open; %d are never carried", r.Control.Seen, r.Control.Sent, r.Control.Impossible)
+	for _, c := range r.Cells {
+		if c.Source.Name != guest {
+			t.Logf("%-10s %-9s -> %-9s open %v shut %v refused %d", c.Layer, c.Source.Name, c.Destination.Name, c.Open, c.Shut, c.Refused)
+		}
+	}
+	if *evidence != "" && !t.Failed() {
+		f, err := renameio.NewPendingFile(*evidence, renameio.WithPermissions(0o644))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Cleanup()
+		if _, err := r.WriteTo(f); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.CloseAtomicallyReplace(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,332 @@
+package forbidden
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+
+	"github.com/veilor/veilor-os/internal/matrix"
+	"github.com/veilor/veilor-os/internal/tier"
+	"github.com/veilor/veilor-os/lab/censor"
+	"github.com/veilor/veilor-os/lab/world"
+)
+
+// Condition is what the ISP does to the guest meanwhile.
+type Condition struct {
+	// Name and Text are the record's.
+	Name, Text string
+	Rules      []censor.Rule
+	// Layers are those that still carry the guest to the service.
+	Layers []tier.Layer
+}
+
+// Conditions are those of the floors.
+func Conditions() []Condition {
+	blocked := []censor.Rule{censor.UDP(), censor.Host("control", world.Control)}
+	return []Condition{
+		{"open", "the ISP lets everything pass", nil, []tier.Layer{tier.Tailnet, tier.Yggdrasil}},
+		{"tailnet-blocked", "UDP and the control server are dropped", blocked, []tier.Layer{tier.Yggdrasil}},
+		{"edge-blocked", "and the edge: only the public peer is left",
+			append(slices.Clone(blocked), censor.Host("edge", world.EdgeAddress)), []tier.Layer{tier.Yggdrasil}},
+	}
+}
+
+const (
+	// least is how long a packet that is refused has to come through after all:
+	// three tries, 1 s apart.
+	least = 3 * time.Second
+	// most is how long one is waited for that should come through, on a machine
+	// that is busy.
+	most = 20 * time.Second
+	// layerLimit is for a layer to carry the guest after the ISP has done
+	// something; the public peer takes some 10 s.
+	layerLimit = 60 * time.Second
+	// hitLimit: tailscaled may rest between two attempts.
+	hitLimit = 30 * time.Second
+)
+
+// Config is a world, and what is done in it.
+type Config struct {
+	World world.Config
+	// Authority signs the service's certificate.
+	Authority  *x509.CertPool
+	Conditions []Condition
+	// Commit and Versions are for the record.
+	Commit   string
+	Versions map[string]string
+	Now      func() time.Time
+}
+
+// Run makes the world, tries everything under every condition, and tears it
+// down. An error is of the lab; what was reached is in the record.
+func Run(ctx context.Context, cfg Config) (*matrix.Record, error) {
+	if cfg.World.Progress == nil {
+		cfg.World.Progress = func(string) {}
+	}
+	r := &matrix.Record{Date: cfg.Now().UTC().Truncate(time.Second), Commit: cfg.Commit, Versions: cfg.Versions}
+	t, err := newTown(ctx, cfg.World)
+	if err != nil {
+		return nil, err
+	}
+	defer t.close()
+	for i, c := range cfg.Conditions {
+		cfg.World.Progress(c.Text)
+		from := []*machine{t.named(guest)}
+		if i == 0 {
+			// The others are not behind this ISP: once is enough.
+			from = append(from, t.named(stranger), t.named(office), t.named(onyx))
+		}
+		if err := t.under(ctx, c, from, cfg.Authority, r); err != nil {
+			return nil, fmt.Errorf("while %s: %w", c.Text, err)
+		}
+	}
+	cfg.World.Progress("the control: every door open")
+	if err := t.control(ctx, r); err != nil {
+		return nil, fmt.Errorf("opening every door: %w", err)
+	}
+	return r, t.Healthy()
+}
+
+// batch is everything that a machine tries over all layers that it has.
+func (t *town) batch(from *machine) ([]*probe, error) {
+	var all []*probe
+	for _, l := range []tier.Layer{tier.Tailnet, tier.Yggdrasil} {
+		if from.senders[l] == nil {
+			continue
+		}
+		all = append(all, t.plain(from, l)...)
+		if from.Name != guest {
+			continue
+		}
+		odd, err := t.odd(from, l)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, odd...)
+	}
+	return all, nil
+}
+
+// under tries everything while the ISP does what c says.
+func (t *town) under(ctx context.Context, c Condition, from []*machine, authority *x509.CertPool, r *matrix.Record) error {
+	if _, err := t.Censor.Clear(); err != nil {
+		return err
+	}
+	if err := t.Censor.Block(c.Rules...); err != nil {
+		return err
+	}
+	for _, l := range c.Layers {
+		if err := t.await(ctx, l, authority); err != nil {
+			return err
+		}
+	}
+	var ps []*probe
+	for _, m := range from {
+		some, err := t.batch(m)
+		if err != nil {
+			return err
+		}
+		ps = append(ps, some...)
+	}
+	// The guest's own are waited for; whether others' come is in the record.
+	seen, err := t.send(ctx, ps, least, most, func(seen map[*probe]bool) bool {
+		return !slices.ContainsFunc(ps, func(p *probe) bool {
+			return p.want && p.from.Name == guest && slices.Contains(c.Layers, p.layer) && !seen[p]
+		})
+	})
+	if err != nil {
+		return err
+	}
+	for _, rule := range c.Rules {
+		wait, cancel := context.WithTimeout(ctx, hitLimit)
+		err := t.Censor.AwaitHit(wait, rule.Name)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	for _, p := range ps {
+		if seen[p] && p.from.Name == guest && !slices.Contains(c.Layers, p.layer) {
+			return fmt.Errorf("%s came through a layer that the ISP has taken away", p)
+		}
+	}
+	r.Conditions = append(r.Conditions, matrix.Condition{Name: c.Name, Text: c.Text})
+	r.Cells = append(r.Cells, cells(c.Name, ps, seen)...)
+	return nil
+}
+
+// cells sorts packets by who sent them where.
+func cells(condition string, ps []*probe, seen map[*probe]bool) []matrix.Cell {
+	type key struct {
+		from, to *machine
+		layer    tier.Layer
+	}
+	var order []key
+	by := map[key]*matrix.Cell{}
+	type way struct {
+		from  *machine
+		layer tier.Layer
+	}
+	wanted, carried := map[way]bool{}, map[way]bool{}
+	for _, p := range ps {
+		k := key{p.from, p.to, p.layer}
+		c := by[k]
+		if c == nil {
+			order = append(order, k)
+			c = &matrix.Cell{Condition: condition, Layer: p.layer.String(), Source: p.from.end(), Destination: p.to.end(),
+				Open: []string{}, Leaked: []string{}, Shut: []string{}}
+			by[k] = c
+		}
+		w := way{p.from, p.layer}
+		wanted[w], carried[w] = wanted[w] || p.want, carried[w] || seen[p]
+		switch {
+		case p.want && seen[p]:
+			c.Open = append(c.Open, p.what())
+		case p.want:
+			c.Shut = append(c.Shut, p.what())
+		case seen[p]:
+			c.Leaked = append(c.Leaked, p.what())
+		default:
+			c.Refused++
+		}
+	}
+	var all []matrix.Cell
+	for _, k := range order {
+		c := by[k]
+		if w := (way{k.from, k.layer}); wanted[w] && !carried[w] {
+			c.Silent, c.Shut = true, []string{}
+		}
+		all = append(all, *c)
+	}
+	return all
+}
+
+// control opens every door and sends again what should have been refused.
+func (t *town) control(ctx context.Context, r *matrix.Record) error {
+	if _, err := t.Censor.Clear(); err != nil {
+		return err
+	}
+	if err := t.Headscale.API.SetPolicy(ctx, []byte(`{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}`)); err != nil {
+		return err
+	}
+	for _, m := range t.machines {
+		if err := open(m); err != nil {
+			return fmt.Errorf("removing the packet filter of %s: %w", m.Name, err)
+		}
+	}
+	var ps []*probe
+	for _, m := range t.machines {
+		if m.senders == nil || m == t.machines[0] || m.Name == cousin {
+			continue
+		}
+		some, err := t.batch(m)
+		if err != nil {
+			return err
+		}
+		ps = append(ps, slices.DeleteFunc(some, func(p *probe) bool { return p.want })...)
+	}
+	seen, err := t.send(ctx, ps, least, layerLimit, func(seen map[*probe]bool) bool {
+		return !slices.ContainsFunc(ps, func(p *probe) bool { return !p.impossible && !seen[p] })
+	})
+	if err != nil {
+		return err
+	}
+	var unseen []string
+	for _, p := range ps {
+		switch {
+		case seen[p]:
+			r.Control.Sent++
+			r.Control.Seen++
+		case p.impossible:
+			r.Control.Impossible++
+		default:
+			r.Control.Sent++
+			unseen = append(unseen, p.String())
+		}
+	}
+	if len(unseen) > 0 {
+		return fmt.Errorf("%d packets are not seen though nothing stops them, so that they prove nothing:\n%s", len(unseen), strings.Join(unseen, "\n"))
+	}
+	return nil
+}
+
+// tablePrefix is of every nftables table of veilor.
+const tablePrefix = "veilor_"
+
+// open removes the packet filters of a machine.
+func open(m *machine) error {
+	c, err := nftables.New(nftables.WithNetNSFd(m.ns.FD()))
+	if err != nil {
+		return err
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return err
+	}
+	removed := 0
+	for _, table := range tables {
+		if strings.HasPrefix(table.Name, tablePrefix) {
+			c.DelTable(table)
+			removed++
+		}
+	}
+	if removed == 0 {
+		return errors.New("there is none, so that nothing was closed")
+	}
+	return c.Flush()
+}
+
+// await waits until the guest gets the service's page over a layer.
+func (t *town) await(ctx context.Context, l tier.Layer, authority *x509.CertPool) error {
+	tailnet, yggdrasil := t.ServiceAddresses()
+	address := yggdrasil
+	if l == tier.Tailnet {
+		address = tailnet
+	}
+	v := t.cfg.Site.Services[0]
+	at := netip.AddrPortFrom(address, v.Ports[0]).String()
+	ctx, cancel := context.WithTimeout(ctx, layerLimit)
+	defer cancel()
+	last := errors.New("not asked")
+	for {
+		err := func() error {
+			ctx, cancel := context.WithTimeout(ctx, again)
+			defer cancel()
+			h := http.Client{Transport: &http.Transport{
+				DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: authority},
+				DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+					return t.Guest.DialContext(ctx, network, at)
+				},
+			}}
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+v.Name+"/", nil)
+			if err != nil {
+				return err
+			}
+			resp, err := h.Do(req)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			_, err = io.Copy(io.Discard, resp.Body)
+			return err
+		}()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s does not answer the guest over the %s: %w", v.Name, l, last)
+		}
+		last = err
+	}
+}
