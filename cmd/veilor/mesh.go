@@ -103,7 +103,11 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 	if err != nil {
 		return err
 	}
-	fwd := forward.New(forward.FromSite(s), log, nil)
+	services, err := forward.FromSite(s)
+	if err != nil {
+		return err
+	}
+	fwd := forward.New(services, log, nil)
 	if err := fwd.Listen(ctx); err != nil {
 		return err
 	}

@@ -1,24 +1,29 @@
 // Package forward carries TCP connections from a service's loopback address to
 // its host over whichever layer answers.
 //
-// A connection tries the layers in the order and at the times that package mesh
-// gives. The first to complete a TCP handshake carries it; no application byte
-// is ever sent on two layers. Every dial is bound to its layer's interface, so
-// that nothing meant for an overlay leaves by the ISP. The bytes are spliced in
-// the kernel. Connections on a layer that mesh declares down are reset, so that
-// programs retry at once instead of hanging.
+// A client of a TLS port must first say whom it wants (SNI): who wants another
+// name, or speaks no TLS, is let nowhere. That closes DNS rebinding, by which a
+// page of the web would reach the service with the browser's help.
+//
+// A connection then tries the layers in the order and at the times that package
+// mesh gives. The first to complete a TCP handshake carries it; no application
+// byte is ever sent on two layers. Every dial is bound to its layer's interface,
+// so that nothing meant for an overlay leaves by the ISP. The bytes are spliced
+// in the kernel, and what is seen of them moving tells mesh how the layer is.
+// Connections on a layer that mesh declares down are reset, so that programs
+// retry at once instead of hanging.
 package forward
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,9 +51,17 @@ const (
 	keepIdle = 5 * time.Minute
 
 	// MaxConns is how many connections one service carries at a time. A browser
-	// opens six to a host, so this is no person; and at six descriptors each
-	// (two sockets, two pipes) it stays below half of the unit's LimitNOFILE.
-	MaxConns = 4096
+	// opens six to a host, so this is no person; and at two descriptors each, and
+	// two more in each direction in which bytes move just now, two services stay
+	// below the unit's LimitNOFILE.
+	MaxConns = 10_000
+	// MaxWaiting is how many of them may be without a server yet: saying whom
+	// they want, or waiting for a layer. A page that is reloaded in vain makes
+	// some tens.
+	MaxWaiting = 512
+
+	// complainEvery is how often the same refusal is logged.
+	complainEvery = time.Hour
 )
 
 // ErrAbsent says that a layer's interface does not exist.
@@ -67,6 +80,8 @@ type Service struct {
 	Name   string
 	Listen netip.Addr
 	Ports  []uint16
+	// TLS are those of Ports on which a client must name the service first.
+	TLS    []uint16
 	Routes []Route
 }
 
@@ -79,6 +94,18 @@ type Status struct {
 	Layers []mesh.Health
 	// Conns is the number of open connections.
 	Conns int
+	// Refusals are the clients that were let nowhere, by reason.
+	Refusals map[string]Refusals
+	// Canary is the last trial of the fallback.
+	Canary Canary
+}
+
+// Refusals counts the clients that were refused for one reason.
+type Refusals struct {
+	Count int
+	Last  time.Time
+	// Name is what the last of them asked for, if that is why.
+	Name string
 }
 
 // Forwarder serves a set of services.
@@ -93,13 +120,20 @@ type service struct {
 	now       func() time.Time
 	listeners map[uint16]*net.TCPListener
 	slots     chan struct{} // one token per open connection
+	waiting   chan struct{} // one token per connection without a server
 	wake      chan struct{} // mesh may want to be asked earlier
 
 	mu      sync.Mutex
 	mesh    *mesh.Service
 	flows   map[mesh.Layer]map[*flow]bool
 	changed chan struct{} // closed and replaced at every observation
-	refused time.Time     // when the limit was last complained about
+	refused map[string]Refusals
+	logged  map[string]time.Time // when a refusal was last complained about
+	canary  Canary
+	quiet   bool
+	active  mesh.Layer // as last told
+	tell    func(News)
+	roots   *x509.CertPool // for checks; nil means the system's
 }
 
 // New makes a forwarder. now is the clock; nil means time.Now.
@@ -115,9 +149,13 @@ func New(services []Service, log *slog.Logger, now func() time.Time) *Forwarder 
 			now:       now,
 			listeners: map[uint16]*net.TCPListener{},
 			slots:     make(chan struct{}, MaxConns),
+			waiting:   make(chan struct{}, MaxWaiting),
 			wake:      make(chan struct{}, 1),
 			flows:     map[mesh.Layer]map[*flow]bool{},
 			changed:   make(chan struct{}),
+			refused:   map[string]Refusals{},
+			logged:    map[string]time.Time{},
+			tell:      func(News) {},
 		}
 		var layers []mesh.Layer
 		for _, r := range v.Routes {
@@ -160,6 +198,7 @@ func (f *Forwarder) Serve(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range f.services {
 		g.Go(func() error { return s.tend(ctx) })
+		g.Go(func() error { s.keepCanary(ctx); return nil })
 		for port, l := range s.listeners {
 			stop := context.AfterFunc(ctx, func() { l.Close() })
 			defer stop()
@@ -185,8 +224,16 @@ func (s *service) tend(ctx context.Context) error {
 		case <-timer.C:
 		}
 		s.mu.Lock()
-		probes, changes := s.mesh.Due(s.now())
-		next, ok := s.mesh.Next()
+		var (
+			probes  []mesh.Layer
+			changes []mesh.Change
+			next    time.Time
+			ok      bool
+		)
+		if !s.quiet {
+			probes, changes = s.mesh.Due(s.now())
+			next, ok = s.mesh.Next()
+		}
 		if len(changes) > 0 {
 			s.broadcast()
 		}
@@ -196,7 +243,7 @@ func (s *service) tend(ctx context.Context) error {
 			go s.probe(ctx, l)
 		}
 		if ok {
-			timer.Reset(next.Sub(s.now()))
+			timer.Reset(max(next.Sub(s.now()), 0))
 		} else {
 			timer.Stop()
 		}
@@ -222,6 +269,11 @@ func (s *service) on(e mesh.Event) {
 	s.broadcast()
 	s.mu.Unlock()
 	s.apply(changes)
+	s.nudge()
+}
+
+// nudge lets tend ask mesh what is due.
+func (s *service) nudge() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -234,163 +286,39 @@ func (s *service) broadcast() {
 	s.changed = make(chan struct{})
 }
 
-// apply resets what hangs on layers that are gone.
+// apply resets what hangs on layers that are gone, and tells what changed.
 func (s *service) apply(changes []mesh.Change) {
 	for _, c := range changes {
-		var n int
+		s.mu.Lock()
+		n, why := 0, ""
 		if c.To == mesh.Down || c.To == mesh.Off {
-			s.mu.Lock()
-			n = len(s.flows[c.Layer])
-			for fl := range s.flows[c.Layer] {
-				fl.reset()
-			}
-			s.mu.Unlock()
+			n = s.resetAll(c.Layer)
 		}
+		for _, h := range s.mesh.Health(s.now()) {
+			if h.Layer == c.Layer {
+				why = h.Err
+			}
+		}
+		s.mu.Unlock()
 		s.log.Info("layer changed", "layer", c.Layer, "from", c.From.String(), "to", c.To.String(), "reset", n)
+		s.tell(News{At: s.now(), Service: s.Name, What: LayerChanged, Layer: c.Layer, From: c.From.String(), To: c.To.String(), Why: why, Reset: n})
+	}
+	s.mu.Lock()
+	active, _ := s.mesh.Active()
+	was := s.active
+	s.active = active
+	s.mu.Unlock()
+	if active != was {
+		s.tell(News{At: s.now(), Service: s.Name, What: Switched, Layer: active, From: string(was), To: string(active)})
 	}
 }
 
-// attempt dials one layer once and tells mesh how it went.
-func (s *service) attempt(ctx context.Context, r Route, port uint16) (*net.TCPConn, error) {
-	var (
-		start   time.Time
-		bindErr error
-	)
-	d := net.Dialer{
-		Timeout:         dialTimeout,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepIdle},
-		Control: func(_, _ string, raw syscall.RawConn) error {
-			if bindErr = bind(raw, r.Interface); bindErr != nil {
-				return bindErr
-			}
-			start = s.now()
-			s.on(mesh.Event{Layer: r.Layer, Kind: mesh.Begun, At: start})
-			return nil
-		},
+// resetAll ends the connections on a layer and counts them. s.mu is held.
+func (s *service) resetAll(l mesh.Layer) int {
+	for fl := range s.flows[l] {
+		fl.reset()
 	}
-	d.SetMultipathTCP(false)
-	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(r.Addr, port).String())
-	now := s.now()
-	switch {
-	case err == nil:
-		s.on(mesh.Event{Layer: r.Layer, Kind: mesh.Answered, At: now, Start: start})
-		return c.(*net.TCPConn), nil
-	case errors.Is(bindErr, unix.ENODEV):
-		err = fmt.Errorf("%w %s", ErrAbsent, r.Interface)
-		s.on(mesh.Event{Layer: r.Layer, Kind: mesh.Absent, At: now, Err: err.Error()})
-	case bindErr != nil:
-		err = fmt.Errorf("binding to %s: %w", r.Interface, bindErr)
-		s.on(mesh.Event{Layer: r.Layer, Kind: mesh.Absent, At: now, Err: err.Error()})
-	case start.IsZero():
-		// No socket could be had: that says nothing of the layer.
-	default:
-		s.on(mesh.Event{Layer: r.Layer, Kind: mesh.Failed, At: now, Start: start, Err: reason(err)})
-	}
-	return nil, err
-}
-
-// bind ties a socket to an interface. Linux lets any user do that to a socket
-// that is tied to none, since 5.7.
-func bind(raw syscall.RawConn, iface string) error {
-	var err error
-	if e := raw.Control(func(fd uintptr) {
-		if err = unix.BindToDevice(int(fd), iface); err == nil {
-			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(stall.Milliseconds()))
-		}
-	}); e != nil {
-		return e
-	}
-	return err
-}
-
-// reason is err without the addresses that net puts around it.
-func reason(err error) string {
-	var op *net.OpError
-	switch {
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &op) && op.Timeout():
-		return "no answer"
-	case errors.As(err, &op):
-		var no syscall.Errno
-		if errors.As(op.Err, &no) {
-			return no.Error()
-		}
-		return op.Err.Error()
-	}
-	return err.Error()
-}
-
-// result is the end of one attempt.
-type result struct {
-	conn  *net.TCPConn
-	layer mesh.Layer
-	err   error
-}
-
-// race returns a connection over the first layer that answers. Attempts that
-// lose run to their own end, since they measure; their connections are closed
-// without a byte.
-func (s *service) race(ctx context.Context, port uint16) (result, error) {
-	results, done := make(chan result), make(chan struct{})
-	defer close(done)
-	try := func(r Route) {
-		c, err := s.attempt(ctx, r, port)
-		select {
-		case results <- result{c, r.Layer, err}:
-		case <-done:
-			if c != nil {
-				c.Close()
-			}
-		}
-	}
-	var (
-		plan    []mesh.Step
-		next    int // in plan
-		running int
-		failed  []error
-		start   = time.NewTimer(0)
-		giveUp  = time.NewTimer(patience)
-	)
-	defer start.Stop()
-	defer giveUp.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return result{}, ctx.Err()
-		case <-giveUp.C:
-			return result{}, fmt.Errorf("no layer answered within %v", patience)
-		case <-start.C:
-			if next == len(plan) {
-				s.mu.Lock()
-				plan, next, failed = s.mesh.Plan(s.now()), 0, nil
-				s.mu.Unlock()
-				if len(plan) == 0 {
-					return result{}, errors.New("no layer has a route")
-				}
-			}
-			for _, r := range s.Routes {
-				if r.Layer == plan[next].Layer {
-					running++
-					go try(r)
-				}
-			}
-			if next++; next < len(plan) {
-				start.Reset(plan[next].After)
-			} else {
-				start.Reset(round)
-			}
-		case r := <-results:
-			if r.err == nil {
-				return r, nil
-			}
-			running--
-			failed = append(failed, fmt.Errorf("%s: %w", r.layer, r.err))
-			if next < len(plan) {
-				start.Reset(0)
-			} else if running == 0 {
-				return result{}, errors.Join(failed...)
-			}
-		}
-	}
+	return len(s.flows[l])
 }
 
 // accept takes connections off one listener.
@@ -413,43 +341,67 @@ func (s *service) accept(ctx context.Context, g *errgroup.Group, l *net.TCPListe
 		case err != nil:
 			return fmt.Errorf("accepting connections for %s: %w", s.Name, err)
 		}
-		select {
-		case s.slots <- struct{}{}:
-			g.Go(func() error {
-				defer func() { <-s.slots }()
-				s.carry(ctx, c, port)
-				return nil
-			})
-		default:
-			abort(c)
-			s.full()
+		if s.isQuiet() {
+			s.refuse(c, &refused{why: Quiet})
+			continue
 		}
+		if !take(s.slots) {
+			s.refuse(c, &refused{why: Full})
+			continue
+		}
+		if !take(s.waiting) {
+			<-s.slots
+			s.refuse(c, &refused{why: Full})
+			continue
+		}
+		g.Go(func() error {
+			defer func() { <-s.slots }()
+			s.carry(ctx, c, port)
+			return nil
+		})
 	}
 }
 
-// full complains about the limit at most once a minute.
-func (s *service) full() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if now := s.now(); now.Sub(s.refused) > time.Minute {
-		s.refused = now
-		s.log.Warn("refusing connections: the limit is reached; `ss -tnp` says which program opens so many", "limit", MaxConns)
+func take(tokens chan struct{}) bool {
+	select {
+	case tokens <- struct{}{}:
+		return true
+	default:
+		return false
 	}
 }
 
 // carry finds a layer for one client and splices until both are done.
 func (s *service) carry(ctx context.Context, client *net.TCPConn, port uint16) {
-	won, err := s.race(ctx, port)
+	won, hello, err := s.find(ctx, client, port)
+	<-s.waiting
 	if err != nil {
+		var no *refused
+		if errors.As(err, &no) {
+			s.refuse(client, no)
+			return
+		}
 		if ctx.Err() == nil {
 			s.log.Debug("no layer answered", "port", port, "err", err)
 		}
 		abort(client)
 		return
 	}
-	fl := &flow{client: client, server: won.conn}
+	fl := &flow{client: client, server: won.conn, hello: hello}
+	fl.watch = &watch{
+		now:  s.now,
+		life: lifeOf(won.conn),
+		silent: func(since time.Time) {
+			s.on(mesh.Event{Layer: won.layer, Kind: mesh.Silent, At: s.now(), Start: since})
+		},
+		heard: func(at time.Time, rtt time.Duration) {
+			s.mu.Lock() // nothing follows from it that anybody waits for
+			s.mesh.On(mesh.Event{Layer: won.layer, Kind: mesh.Heard, At: at, RTT: rtt})
+			s.mu.Unlock()
+		},
+	}
 	s.mu.Lock()
-	lost := s.mesh.State(won.layer) == mesh.Off // between its answer and now
+	lost := s.mesh.State(won.layer) == mesh.Off || s.quiet // between its answer and now
 	s.flows[won.layer][fl] = true
 	s.mu.Unlock()
 	if lost {
@@ -467,43 +419,66 @@ func (s *service) carry(ctx context.Context, client *net.TCPConn, port uint16) {
 	}
 }
 
-// flow is a pair of connections that carry each other's bytes.
-type flow struct {
-	client, server *net.TCPConn
-}
-
-// splice copies both ways until both sides have ended or one has failed. The
-// end of one direction is passed on and leaves the other open. io.Copy between
-// two TCPConns uses splice(2), whose pipe is the only buffer: a slow reader
-// slows the writer.
-func (f *flow) splice() error {
-	errs := make(chan error, 2)
-	one := func(dst, src *net.TCPConn) {
-		_, err := io.Copy(dst, src)
-		if err == nil {
-			err = dst.CloseWrite()
+// find reads whom the client wants, if it must say, and returns a connection to
+// the server and what the client has said so far.
+func (s *service) find(ctx context.Context, client *net.TCPConn, port uint16) (won result, hello []byte, err error) {
+	if slices.Contains(s.TLS, port) {
+		// A deadline, not a context, ends reading from a socket.
+		stop := context.AfterFunc(ctx, func() { client.SetReadDeadline(time.Unix(1, 0)) })
+		client.SetReadDeadline(time.Now().Add(helloLimit)) // the kernel's clock
+		hello, err = admit(client, s.Name)
+		if !stop() {
+			return result{}, nil, ctx.Err()
 		}
+		client.SetReadDeadline(time.Time{})
 		if err != nil {
-			f.reset()
+			return result{}, nil, err
 		}
-		errs <- err
 	}
-	go one(f.server, f.client)
-	one(f.client, f.server)
-	err := errors.Join(<-errs, <-errs)
-	f.client.Close()
-	f.server.Close()
-	return err
+	won, err = s.race(ctx, port)
+	return won, hello, err
 }
 
-// reset ends both connections with RST. It may be called at any time.
-func (f *flow) reset() {
-	abort(f.client)
-	abort(f.server)
+// refuse ends a client's connection, counts it, and complains about the first of
+// its kind in a while.
+func (s *service) refuse(client *net.TCPConn, no *refused) {
+	if no.why == WrongName || no.why == NoName {
+		client.SetWriteDeadline(time.Now().Add(time.Second))
+		client.Write(unrecognizedName) // if it still wants to know
+		client.Close()
+	} else {
+		abort(client)
+	}
+	now := s.now()
+	s.mu.Lock()
+	r := s.refused[no.why]
+	r.Count, r.Last, r.Name = r.Count+1, now, clip(no.name)
+	s.refused[no.why] = r
+	last, before := s.logged[no.why]
+	loud := !before || now.Sub(last) >= complainEvery
+	if loud {
+		s.logged[no.why] = now
+	}
+	s.mu.Unlock()
+	if !loud || no.why == Quiet {
+		return
+	}
+	switch no.why {
+	case Full:
+		s.log.Warn("refusing connections: the limit is reached; `ss -tnp` says which program opens so many", "limit", MaxConns, "waiting", MaxWaiting)
+	case WrongName:
+		s.log.Warn("refusing a connection: its client wants another name; a page of the web may be trying to reach this service", "wants", clip(no.name))
+	default:
+		s.log.Warn("refusing a connection: its client does not say by TLS whom it wants", "why", no.why)
+	}
 }
 
-// abort ends a connection with RST, so that the other side knows at once.
-func abort(c *net.TCPConn) {
-	c.SetLinger(0) // fails only on a closed connection
-	c.Close()
+// clip bounds a name that a stranger chose. A DNS name has at most 253
+// characters.
+func clip(name string) string {
+	const most = 64
+	if len(name) > most {
+		return name[:most] + "…"
+	}
+	return name
 }

@@ -114,6 +114,13 @@ func blackhole(t testing.TB, addr netip.AddrPort) (open func()) {
 func start(t testing.TB, port uint16, routes ...Route) (*Forwarder, string) {
 	t.Helper()
 	f := New([]Service{{Name: "x.veilor", Listen: serviceAddr, Ports: []uint16{port}, Routes: routes}}, slog.New(slog.DiscardHandler), nil)
+	run(t, f)
+	return f, netip.AddrPortFrom(serviceAddr, port).String()
+}
+
+// run serves until the test ends.
+func run(t testing.TB, f *Forwarder) {
+	t.Helper()
 	if err := f.Listen(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +133,6 @@ func start(t testing.TB, port uint16, routes ...Route) (*Forwarder, string) {
 			t.Errorf("Serve = %v", err)
 		}
 	})
-	return f, netip.AddrPortFrom(serviceAddr, port).String()
 }
 
 func routes() (tailnet, ygg Route) {

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
@@ -43,6 +44,7 @@ func (s *service) status() Status {
 	defer s.mu.Unlock()
 	st := Status{Name: s.Name, Layers: s.mesh.Health(s.now())}
 	st.Active, st.Since = s.mesh.Active()
+	st.Refusals, st.Canary = maps.Clone(s.refused), s.canary
 	for _, flows := range s.flows {
 		st.Conns += len(flows)
 	}
@@ -51,6 +53,9 @@ func (s *service) status() Status {
 
 // ask tries every layer whose state is not known freshly and waits until it is.
 func (s *service) ask(ctx context.Context) {
+	if s.isQuiet() {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	asked := s.now()

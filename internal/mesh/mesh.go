@@ -102,7 +102,9 @@ const MinSwitch = minHold
 //
 // untried and up come first in a connection's plan, suspect and down after
 // them. off keeps its place: trying a missing interface costs nothing.
-// Connections on a layer that goes down or off are reset.
+// Connections on a layer that goes down or off are reset. While bytes still
+// come over open connections a suspect layer does not go down: who blocks new
+// connections and leaves the old ones is not helped by our ending them.
 type State int
 
 // The states.
@@ -126,11 +128,18 @@ type Kind int
 
 // An attempt begins once, and then is answered, fails or finds no interface.
 // A layer without an interface may report Absent without having begun.
+//
+// The last two are passive, from the connections that are open anyway: Heard
+// says that something came from the other end at At, Silent that a connection
+// has waited for an answer since Start in vain. Silence there is no evidence
+// yet, since a server may think; it makes the next probe due at once.
 const (
 	Begun Kind = iota
 	Answered
 	Failed
 	Absent
+	Heard
+	Silent
 )
 
 // Event is one passive or active observation of a layer.
@@ -138,8 +147,11 @@ type Event struct {
 	Layer Layer
 	Kind  Kind
 	At    time.Time
-	// Start is when the attempt began. Only for Answered and Failed.
+	// Start is when the attempt began, or since when a connection waits. Only
+	// for Answered, Failed and Silent.
 	Start time.Time
+	// RTT is what TCP measured on an open connection. Only for Heard.
+	RTT time.Duration
 	// Err says why it failed, for people. Only for Failed and Absent.
 	Err string
 }
@@ -166,8 +178,10 @@ type Health struct {
 	Since time.Time
 	// Answer is when the layer last answered; zero if never.
 	Answer time.Time
-	// RTT is the time that the last answered TCP handshake took.
+	// RTT is the round trip that the last handshake or open connection had.
 	RTT time.Duration
+	// Heard is when an open connection last heard something; zero if never.
+	Heard time.Time
 	// Tried is when an attempt last began, or found no interface.
 	Tried time.Time
 	// Doubt says that an attempt is unanswered for longer than Stagger.
@@ -221,6 +235,19 @@ func (s *Service) Want(now time.Time) {
 	for _, l := range s.layers {
 		if !l.State.usable() && l.State != Off && l.probe.IsZero() {
 			s.schedule(l, now)
+		}
+	}
+}
+
+// Changed says that the machine may stand in another network now: an interface
+// or a route came or went, or it was asleep. What was known of lost layers, and
+// how long they are held off for flapping, was about the other network. If the
+// service is in use every layer that exists is asked at once.
+func (s *Service) Changed(now time.Time) {
+	for _, l := range s.layers {
+		l.hold = minHold
+		if l.State != Off && l.State != Untried && now.Sub(s.demand) <= demandFor {
+			l.probe = now
 		}
 	}
 }
@@ -279,6 +306,14 @@ func (s *Service) On(e Event) []Change {
 		l.pending, l.failed = nil, nil
 		l.Err, l.Tried = e.Err, e.At
 		l.lose(Off, e.At)
+	case Heard:
+		l.heard(e)
+		return nil
+	case Silent:
+		s.demand = later(s.demand, e.At)
+		if l.State.usable() && !e.Start.Before(l.Answer) && len(l.pending) == 0 {
+			l.probe = e.At
+		}
 	}
 	if l.State == Off {
 		l.probe = time.Time{}
@@ -322,6 +357,25 @@ func (l *layer) answered(e Event) {
 	}
 }
 
+// heard takes note of a sign of life that no attempt asked for. It forgives no
+// attempt: what is open may go on while new connections are blocked.
+func (l *layer) heard(e Event) {
+	l.Health.Heard = later(l.Health.Heard, e.At)
+	if e.RTT > 0 && l.State == Up {
+		l.RTT = e.RTT
+	}
+	if _, misses := l.silence(); misses == 0 && l.State == Up {
+		l.Answer = later(l.Answer, e.At)
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
 // drop forgets the pending attempt that began at start.
 func (l *layer) drop(start time.Time) {
 	if i := slices.Index(l.pending, start); i >= 0 {
@@ -351,7 +405,7 @@ func (l *layer) judge(now time.Time) {
 	if l.State.usable() && silent >= suspectSilence && misses >= suspectMisses {
 		l.lose(Suspect, now)
 	}
-	if l.State == Suspect && silent >= downSilence && misses >= downMisses {
+	if l.State == Suspect && silent >= downSilence && misses >= downMisses && now.Sub(l.Health.Heard) >= downSilence {
 		l.lose(Down, now)
 	}
 }
@@ -407,10 +461,8 @@ func (s *Service) Due(now time.Time) (probes []Layer, changes []Change) {
 			l.probe = time.Time{} // nobody waits
 			continue
 		}
+		probes = append(probes, l.Layer)
 		s.schedule(l, now)
-		if !l.probe.IsZero() {
-			probes = append(probes, l.Layer)
-		}
 	}
 	s.choose(now)
 	return probes, changes
