@@ -74,6 +74,21 @@ func (t Table) Load(opts ...nftables.ConnOption) error {
 	return nil
 }
 
+// Unload removes the table of that name, if there is one.
+func Unload(name string, opts ...nftables.ConnOption) error {
+	c, err := open(opts)
+	if err != nil {
+		return fmt.Errorf("removing the packet filter: %w", err)
+	}
+	nt := &nftables.Table{Name: name, Family: nftables.TableFamilyINet}
+	c.AddTable(nt) // so that deleting succeeds where there was none
+	c.DelTable(nt)
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("removing the packet filter: %w%s", err, hint(err))
+	}
+	return nil
+}
+
 func open(opts []nftables.ConnOption) (*nftables.Conn, error) {
 	roomy := nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetWriteBuffer(sendBuffer) })
 	return nftables.New(append([]nftables.ConnOption{roomy}, opts...)...)

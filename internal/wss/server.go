@@ -24,13 +24,18 @@ const (
 // Server receives transports as WebSocket upgrades. TLS is ended before it, by
 // a reverse proxy on the same machine.
 type Server struct {
-	// Node opens a connection to the node for a transport that has arrived.
-	Node func(context.Context) (net.Conn, error)
-	Log  *slog.Logger
+	// Admit says, before a request is upgraded, whether it may be, and how its
+	// transport then gets to the node. Who is refused sees what anybody sees
+	// where there is no page.
+	Admit func(*http.Request) (Node, error)
+	Log   *slog.Logger
 
 	mu   sync.Mutex
 	open int
 }
+
+// Node opens a connection to the node.
+type Node func(context.Context) (net.Conn, error)
 
 type wireKey struct{}
 
@@ -74,6 +79,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Write([]byte("OK"))
 		return
 	}
+	open, err := s.Admit(r)
+	if err != nil {
+		s.Log.Debug("inbound peering refused", "why", err)
+		http.NotFound(w, r)
+		return
+	}
 	if !s.enter() {
 		http.Error(w, "too many peerings", http.StatusServiceUnavailable)
 		return
@@ -94,7 +105,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c := &Conn{ws: ws, wire: wire}
 	defer c.Close()
-	node, err := s.Node(r.Context())
+	node, err := open(r.Context())
 	if err != nil {
 		s.Log.Error("passing an inbound peering to the node", "err", err)
 		return

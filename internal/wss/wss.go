@@ -66,6 +66,8 @@ type Target struct {
 	// Public peers have self-made ones; who they are is proven by their
 	// Yggdrasil key in the handshake that follows, so for them it is off.
 	Verify bool
+	// Header is sent with the request besides what an upgrade needs.
+	Header http.Header
 }
 
 // Dialer opens transports. The zero value is ready.
@@ -101,6 +103,7 @@ func (d *Dialer) Dial(ctx context.Context, t Target) (*Conn, error) {
 	}
 	ws, resp, err := websocket.Dial(ctx, t.URL.String(), &websocket.DialOptions{
 		Subprotocols: []string{Subprotocol},
+		HTTPHeader:   t.Header,
 		HTTPClient: &http.Client{
 			Transport: &http.Transport{
 				Proxy:             nil, // an environment variable must not reroute a peering
@@ -128,6 +131,16 @@ func (d *Dialer) Dial(ctx context.Context, t Target) (*Conn, error) {
 	return c, nil
 }
 
+// RefusedError is the error of a dial that a server answered, but not with an
+// upgrade.
+type RefusedError struct {
+	Status int
+	Header http.Header
+	text   string
+}
+
+func (e *RefusedError) Error() string { return e.text }
+
 // dialError words a failed dial: the path of our own layers out, the cause in.
 func dialError(t Target, resp *http.Response, err error) error {
 	if resp != nil && resp.StatusCode != http.StatusSwitchingProtocols {
@@ -135,7 +148,8 @@ func dialError(t Target, resp *http.Response, err error) error {
 		if b, _ := io.ReadAll(io.LimitReader(resp.Body, maxReason)); len(b) > 0 {
 			why += " (" + strings.TrimSpace(strings.ToValidUTF8(string(b), "?")) + ")"
 		}
-		return fmt.Errorf("opening %s at %s: the server answered %q instead of a WebSocket", t.URL.Redacted(), t.Address, why)
+		return &RefusedError{Status: resp.StatusCode, Header: resp.Header,
+			text: fmt.Sprintf("opening %s at %s: the server answered %q instead of a WebSocket", t.URL.Redacted(), t.Address, why)}
 	}
 	var ue *url.Error
 	if errors.As(err, &ue) {

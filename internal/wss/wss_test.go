@@ -40,10 +40,15 @@ func newSite(t *testing.T) *site {
 	ctx, cancel := context.WithCancel(t.Context())
 	server := &Server{
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		Node: func(context.Context) (net.Conn, error) {
-			a, b := net.Pipe()
-			s.nodes <- b
-			return a, nil
+		Admit: func(r *http.Request) (Node, error) {
+			if r.Header.Get("Cookie") == "stranger" {
+				return nil, errors.New("a stranger")
+			}
+			return func(context.Context) (net.Conn, error) {
+				a, b := net.Pipe()
+				s.nodes <- b
+				return a, nil
+			}, nil
 		},
 	}
 	done := make(chan error, 1)
@@ -237,5 +242,25 @@ func TestServerHealth(t *testing.T) {
 	new(Server).ServeHTTP(w, httptest.NewRequest("GET", "/healthz", nil))
 	if w.Code != 200 || w.Body.String() != "OK" {
 		t.Errorf("%d %q", w.Code, w.Body)
+	}
+}
+
+func TestRefusedBeforeTheUpgrade(t *testing.T) {
+	s := newSite(t)
+	s.target.Header = http.Header{"Cookie": {"stranger"}}
+	_, err := (&Dialer{Roots: s.roots}).Dial(t.Context(), s.target)
+	var refused *RefusedError
+	if !errors.As(err, &refused) || refused.Status != http.StatusNotFound || refused.Header.Get("Date") == "" {
+		t.Fatalf("%v (%+v), want a 404 with the time", err, refused)
+	}
+	s.target.Header = http.Header{"Cookie": {"friend"}}
+	c, err := (&Dialer{Roots: s.roots}).Dial(t.Context(), s.target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	go c.Bridge(t.Context(), <-s.nodes, nil)
+	if idle, err := c.Idle(); err != nil || idle > time.Minute {
+		t.Errorf("idle for %v, %v", idle, err)
 	}
 }

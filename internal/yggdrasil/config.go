@@ -43,11 +43,24 @@ type Config struct {
 	// reverse proxy that ends TLS. Only an edge has any.
 	Listen []netip.AddrPort
 	// AllowedPublicKeys are the nodes that may peer through Listen, and whose
-	// packets may open the ports of Accept, by whichever way they come.
+	// packets may open the ports of Accept, by whichever way they come. They are
+	// always admitted, until one is revoked; others come and go by ControlSocket.
 	AllowedPublicKeys []ed25519.PublicKey
+	// ControlSocket is the path in ControlListen, "unix://PATH", where root and
+	// the daemon's group say who is admitted (package edge), and NodesPath the
+	// file in which that is kept. A laptop has neither.
+	ControlSocket, NodesPath string
+	// GroupPasswordPath is a file, 0600, with a password that all nodes of a site
+	// have (GroupPassword in yggdrasil.conf): others then get no answer from this
+	// one, and so learn nothing of it. Empty: none.
+	GroupPasswordPath string
+	// SitePath is the site file whose tiers say who may open what on this
+	// machine, which is its host Host, or a machine of tier Tier. Empty: Accept
+	// says it.
+	SitePath, Host, Tier string
 	// Edges and PublicPeers are whom the node may dial, see package peering.
 	Edges, PublicPeers []Peer
-	// Accept lists the TCP ports that the TUN lets in, from AllowedPublicKeys.
+	// Accept lists the TCP ports that the TUN lets in, from those admitted.
 	Accept []uint16
 }
 
@@ -70,6 +83,12 @@ type wire struct {
 	AdminListen       string
 	Listen            []string
 	AllowedPublicKeys []string
+	ControlListen     string
+	NodesPath         string
+	GroupPasswordPath string
+	SitePath          string
+	Host              string
+	Tier              string
 	Edges             []wirePeer
 	PublicPeers       []wirePeer
 	Accept            []uint16
@@ -236,7 +255,11 @@ func (c *checker) add(key, format string, args ...any) {
 var ifaceRe = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,15}$`)
 
 func (c *checker) config(w *wire) *Config {
-	cfg := &Config{IfName: w.IfName, IfMTU: w.IfMTU, PrivateKeyPath: w.PrivateKeyPath, Accept: w.Accept}
+	cfg := &Config{
+		IfName: w.IfName, IfMTU: w.IfMTU, PrivateKeyPath: w.PrivateKeyPath, Accept: w.Accept,
+		NodesPath: w.NodesPath, GroupPasswordPath: w.GroupPasswordPath,
+		SitePath: w.SitePath, Host: w.Host, Tier: w.Tier,
+	}
 	if !ifaceRe.MatchString(w.IfName) || w.IfName == "auto" || w.IfName == "none" || w.IfName == "lo" {
 		c.add("IfName", "%q cannot be filtered by name; write ygg0", w.IfName)
 	}
@@ -246,7 +269,24 @@ func (c *checker) config(w *wire) *Config {
 	if !filepath.IsAbs(w.PrivateKeyPath) {
 		c.add("PrivateKeyPath", "%q is no absolute path; write for example /var/lib/veilor-ygg/key.pem", w.PrivateKeyPath)
 	}
-	cfg.AdminSocket = c.admin(w.AdminListen)
+	if w.GroupPasswordPath != "" && !filepath.IsAbs(w.GroupPasswordPath) {
+		c.add("GroupPasswordPath", "%q is no absolute path; write for example /var/lib/veilor-ygg/group", w.GroupPasswordPath)
+	}
+	cfg.AdminSocket = c.socket("AdminListen", w.AdminListen, "unix:///run/veilor-ygg/admin.sock")
+	live := w.ControlListen != ""
+	if live {
+		cfg.ControlSocket = c.socket("ControlListen", w.ControlListen, "unix:///run/veilor-ygg/control.sock")
+		if cfg.ControlSocket == cfg.AdminSocket {
+			c.add("ControlListen", "the admin socket answers everybody; give this one another name")
+		}
+	}
+	switch {
+	case live && !filepath.IsAbs(w.NodesPath):
+		c.add("NodesPath", "%q is no absolute path, and who comes by ControlListen must be kept; write for example /var/lib/veilor-ygg/nodes.json", w.NodesPath)
+	case !live && w.NodesPath != "":
+		c.add("ControlListen", "empty, so that NodesPath would never change; write for example unix:///run/veilor-ygg/control.sock")
+	}
+	c.site(w)
 	for i, l := range w.Listen {
 		if a, ok := c.listen(fmt.Sprintf("Listen[%d]", i), l); ok {
 			cfg.Listen = append(cfg.Listen, a)
@@ -255,13 +295,13 @@ func (c *checker) config(w *wire) *Config {
 	for i, k := range w.AllowedPublicKeys {
 		cfg.AllowedPublicKeys = append(cfg.AllowedPublicKeys, c.key(fmt.Sprintf("AllowedPublicKeys[%d]", i), k))
 	}
-	if len(w.Listen) > 0 && len(w.AllowedPublicKeys) == 0 {
-		c.add("AllowedPublicKeys", "empty, which would let anybody peer through Listen; write the keys of the nodes that may")
+	if len(w.Listen) > 0 && len(w.AllowedPublicKeys) == 0 && !live {
+		c.add("AllowedPublicKeys", "empty, so that nobody could peer through Listen; write the keys of the nodes that may, or a ControlListen by which they come")
 	}
 	seen := map[string]bool{}
 	cfg.Edges = c.peers("Edges", w.Edges, seen)
 	cfg.PublicPeers = c.peers("PublicPeers", w.PublicPeers, seen)
-	if len(w.Accept) > 0 && len(w.AllowedPublicKeys) == 0 {
+	if len(w.Accept) > 0 && len(w.AllowedPublicKeys) == 0 && !live {
 		c.add("AllowedPublicKeys", "empty, so that nobody could open the ports of Accept; write the keys of the nodes that may")
 	}
 	if slices.Contains(w.Accept, 0) {
@@ -270,15 +310,31 @@ func (c *checker) config(w *wire) *Config {
 	return cfg
 }
 
-func (c *checker) admin(v string) string {
+// site looks at how the configuration names a site; newWalls reads it.
+func (c *checker) site(w *wire) {
+	switch {
+	case w.SitePath == "" && (w.Host != "" || w.Tier != ""):
+		c.add("SitePath", "empty, so that Host and Tier mean nothing; write for example /usr/share/veilor/site.yaml")
+	case w.SitePath == "":
+	case !filepath.IsAbs(w.SitePath):
+		c.add("SitePath", "%q is no absolute path; write for example /usr/share/veilor/site.yaml", w.SitePath)
+	case w.Host != "" && w.Tier != "":
+		c.add("Tier", "the site says the tier of a host; leave it out")
+	case w.Host == "" && w.Tier == "":
+		c.add("Tier", "missing; write that of this machine, for example guest, or on a host of the site its name as Host")
+	case len(w.Accept) > 0:
+		c.add("Accept", "the tiers of the site say which ports are open; leave it empty")
+	}
+}
+
+func (c *checker) socket(key, v, example string) string {
 	u, err := url.Parse(v)
-	const example = "write for example unix:///run/veilor-ygg/admin.sock"
 	switch {
 	case err != nil || u.Scheme != "unix" || u.Host != "" || !filepath.IsAbs(u.Path):
-		c.add("AdminListen", "%q is no unix:// URL, and the admin protocol knows no password; %s", v, example)
+		c.add(key, "%q is no unix:// URL, and the protocol knows no password; write for example %s", v, example)
 		return ""
 	case len(filepath.Dir(u.Path)) > maxSocketDir || len(u.Path) > maxSocketDir+30:
-		c.add("AdminListen", "%d bytes is too long for a socket; %s", len(u.Path), example)
+		c.add(key, "%d bytes is too long for a socket; write for example %s", len(u.Path), example)
 	}
 	return filepath.Clean(u.Path)
 }

@@ -39,6 +39,11 @@ func TestParseConfig(t *testing.T) {
 		len(c.Peers()) != 2 || c.Peers()[1].Name != "peer" || c.Accept[0] != 443 || len(c.AllowedPublicKeys[0]) != 32 {
 		t.Errorf("read as %+v", c)
 	}
+	live := strings.Replace(good, `["`+keyA+`"]`, `[], "ControlListen": "unix:///run/veilor-ygg/control.sock", "NodesPath": "/var/lib/veilor-ygg/nodes.json"`, 1)
+	c, err = ParseConfig("ygg.json", []byte(live))
+	if err != nil || c.ControlSocket != "/run/veilor-ygg/control.sock" || c.NodesPath == "" {
+		t.Errorf("an edge to which nobody is fixed: %+v, %v", c, err)
+	}
 	c, err = ParseConfig("ygg.json", []byte(`{"PrivateKeyPath": "/k", "AdminListen": "unix:///a.sock"}`))
 	if err != nil || c.IfName != "ygg0" || c.IfMTU != 1280 {
 		t.Errorf("defaults: %+v, %v", c, err)
@@ -66,7 +71,16 @@ func TestParseConfigProblems(t *testing.T) {
 		{"admin path too long", `/run/veilor-ygg/`, `/run/` + strings.Repeat("v", 100) + `/`, "too long for a socket"},
 		{"listen on the network", `ws://127.0.0.1:8081`, `ws://0.0.0.0:8081`, "not ws:// on a loopback address"},
 		{"listen with TLS", `ws://127.0.0.1:8081`, `wss://127.0.0.1:8081`, "TLS ends before it"},
-		{"listen for everybody", `"AllowedPublicKeys": ["` + keyA + `"]`, `"AllowedPublicKeys": []`, "would let anybody peer"},
+		{"listen for everybody", `"AllowedPublicKeys": ["` + keyA + `"]`, `"AllowedPublicKeys": []`, "so that nobody could peer"},
+		{"control over TCP", `"Accept"`, `"NodesPath": "/n", "ControlListen": "tcp://[::1]:9", "Accept"`, "ControlListen: \"tcp://[::1]:9\" is no unix:// URL"},
+		{"control at the admin socket", `"Accept"`, `"NodesPath": "/n", "ControlListen": "unix:///run/veilor-ygg/admin.sock", "Accept"`, "answers everybody"},
+		{"control without a file", `"Accept"`, `"ControlListen": "unix:///c.sock", "Accept"`, "NodesPath"},
+		{"a file without control", `"Accept"`, `"NodesPath": "/n", "Accept"`, "ControlListen: empty"},
+		{"relative group password", `"Accept"`, `"GroupPasswordPath": "g", "Accept"`, "GroupPasswordPath"},
+		{"tiers and ports", `"Accept"`, `"SitePath": "/s", "Tier": "guest", "Accept"`, "Accept: the tiers"},
+		{"a tier without a site", `"Accept"`, `"Tier": "guest", "Accept"`, "SitePath: empty"},
+		{"a site without a tier", `"Accept"`, `"SitePath": "/s", "Accept"`, "Tier: missing"},
+		{"a host with a tier", `"Accept"`, `"SitePath": "/s", "Host": "h", "Tier": "infra", "Accept"`, "Tier: the site says"},
 		{"short key", `"AllowedPublicKeys": ["` + keyA, `"AllowedPublicKeys": ["` + keyA[2:], "AllowedPublicKeys[0]"},
 		{"key that is not hex", `"Key": "` + keyB, `"Key": "` + strings.Repeat("z", 64), "PublicPeers[0].Key"},
 		{"peer without a name", `"edge-1"`, `""`, "Edges[0].Name"},

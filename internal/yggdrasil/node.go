@@ -8,7 +8,6 @@ package yggdrasil
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -20,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/yggdrasil-network/yggdrasil-go/src/core"
@@ -27,17 +27,11 @@ import (
 	"github.com/yggdrasil-network/yggdrasil-go/src/tun"
 	"golang.org/x/sys/unix"
 
+	"github.com/veilor/veilor-os/internal/admission"
 	"github.com/veilor/veilor-os/internal/wss"
-	"github.com/veilor/veilor-os/internal/yggfilter"
 )
 
-const (
-	tunDevice = "/dev/net/tun"
-	// tunGone is how long the kernel may take to remove the TUN after its last
-	// descriptor is closed; it takes milliseconds.
-	tunGone = 2 * time.Second
-	tunPoll = 10 * time.Millisecond
-)
+const tunDevice = "/dev/net/tun"
 
 // Run runs a node until ctx ends. ready is called once its TUN is up and its
 // sockets listen; a peer it may not have yet.
@@ -51,14 +45,18 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error
 	if err := preflight(cfg.IfName); err != nil {
 		return err
 	}
-	// Before the interface: there is no moment in which it stands open. It is
-	// not taken away on failure either.
-	// Who may peer may also come in through the public network; nobody else.
-	filter := yggfilter.Filter{Interface: cfg.IfName, Accept: cfg.Accept}
-	for _, k := range cfg.AllowedPublicKeys {
-		filter.From = append(filter.From, Address(k))
+	people, err := openRoster(cfg.NodesPath, cfg.AllowedPublicKeys)
+	if err != nil {
+		return err
 	}
-	if err := filter.Load(); err != nil {
+	outer, err := newWalls(cfg)
+	if err != nil {
+		return err
+	}
+	// Before the interface: there is no moment in which it stands open. It is
+	// not taken away on failure either. Who may peer may also come in through the
+	// public network; nobody else.
+	if err := outer.raise(people.list()); err != nil {
 		return err
 	}
 
@@ -81,7 +79,7 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error
 		lib.stopping.Store(true)
 		iface.Stop()
 		node.Stop()
-		unload(cfg.IfName, log)
+		outer.fall(log)
 	}()
 
 	dir, err := socketDir(cfg.AdminSocket)
@@ -94,14 +92,30 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error
 	}
 	context.AfterFunc(ctx, func() { adm.list.Close() })
 	wg.Go(adm.serve)
+	gate := &door{
+		verify: admission.NewVerifier(key.Public().(ed25519.PublicKey), time.Now(), people.admits),
+		admits: people.admits, now: time.Now,
+	}
 	for _, l := range cfg.Listen {
-		if err := receive(ctx, l, node, dir, log, &wg, stop); err != nil {
+		if err := receive(ctx, l, node, gate, dir, log, &wg, stop); err != nil {
 			return err
 		}
 	}
+	if cfg.ControlSocket != "" {
+		k := &keeper{roster: people, walls: outer, door: gate, log: log, flows: closeFlows}
+		l, err := listenControl(ctx, cfg.ControlSocket)
+		if err != nil {
+			return err
+		}
+		wg.Go(func() {
+			if err := k.serveControl(ctx, l); err != nil {
+				stop(err)
+			}
+		})
+	}
 	s := &supervisor{
-		core: node, peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
-		dir: dir, log: log, now: time.Now,
+		core: node, key: key, peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
+		dir: dir, log: log, now: time.Now, skews: make([]atomic.Int64, len(cfg.Edges)),
 	}
 	wg.Go(func() { s.run(ctx) })
 	ready()
@@ -122,9 +136,8 @@ func newCore(cfg *Config, key ed25519.PrivateKey, lib *logger) (*core.Core, erro
 			return ok && !Overlay(a.Unmap())
 		}),
 	}
-	for _, k := range cfg.AllowedPublicKeys {
-		opts = append(opts, core.AllowedPublicKey(k))
-	}
+	// No AllowedPublicKey: that list cannot change while the node runs. Whoever
+	// comes to the library's sockets has been through our door.
 	node, err := core.New(&tls.Certificate{PrivateKey: key}, lib, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("starting the node: %w", err)
@@ -185,8 +198,9 @@ func socketDir(adminSocket string) (string, error) {
 }
 
 // receive takes inbound peerings on a loopback address. The library's own
-// listener could, but it never looks whether a guest is still there.
-func receive(ctx context.Context, at netip.AddrPort, node *core.Core, dir string, log *slog.Logger, wg *sync.WaitGroup, stop context.CancelCauseFunc) error {
+// listener could, but it never looks whether a guest is still there, and whom it
+// admits is fixed.
+func receive(ctx context.Context, at netip.AddrPort, node *core.Core, gate *door, dir string, log *slog.Logger, wg *sync.WaitGroup, stop context.CancelCauseFunc) error {
 	path := filepath.Join(dir, fmt.Sprintf("in-%d.sock", at.Port()))
 	if _, err := node.Listen(&url.URL{Scheme: "unix", Path: path}, ""); err != nil {
 		return fmt.Errorf("opening the node's socket for peerings: %w", err)
@@ -195,38 +209,11 @@ func receive(ctx context.Context, at netip.AddrPort, node *core.Core, dir string
 	if err != nil {
 		return fmt.Errorf("listening for peerings: %w; is another veilor-ygg running, or the port another's? (`ss -ltnp`)", err)
 	}
-	s := &wss.Server{Log: log, Node: func(ctx context.Context) (net.Conn, error) {
-		// The library tells inbound peerings apart by the address they come
-		// from, so each needs one.
-		d := net.Dialer{LocalAddr: &net.UnixAddr{Name: "@veilor-ygg-" + rand.Text(), Net: "unix"}}
-		return d.DialContext(ctx, "unix", path)
-	}}
+	s := &wss.Server{Log: log, Admit: gate.admit(path)}
 	wg.Go(func() {
 		if err := s.Serve(ctx, l); err != nil {
 			stop(fmt.Errorf("listening for peerings: %w", err))
 		}
 	})
 	return nil
-}
-
-// unload takes the filter away, but only once there is nothing left to filter.
-func unload(name string, log *slog.Logger) {
-	tick := time.NewTicker(tunPoll)
-	defer tick.Stop()
-	late := time.NewTimer(tunGone)
-	defer late.Stop()
-	for {
-		if _, err := net.InterfaceByName(name); err != nil {
-			break
-		}
-		select {
-		case <-tick.C:
-		case <-late.C:
-			log.Warn("the interface is still there, so its packet filter stays", "interface", name)
-			return
-		}
-	}
-	if err := yggfilter.Unload(); err != nil {
-		log.Error("removing the packet filter", "err", err)
-	}
 }

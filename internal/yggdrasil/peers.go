@@ -2,21 +2,25 @@ package yggdrasil
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/yggdrasil-network/yggdrasil-go/src/core"
 	"golang.org/x/sys/unix"
 
+	"github.com/veilor/veilor-os/internal/admission"
 	"github.com/veilor/veilor-os/internal/peering"
 	"github.com/veilor/veilor-os/internal/wss"
 )
@@ -43,12 +47,14 @@ type opener interface {
 // the goroutine in run.
 type supervisor struct {
 	core  *core.Core
-	peers []Peer // edges, then public ones
+	key   ed25519.PrivateKey // for the tokens that edges want
+	peers []Peer             // edges, then public ones
 	edges int
 	dial  opener
 	dir   string // for the sockets between the library and us, 0700
 	log   *slog.Logger
 	now   func() time.Time
+	skews []atomic.Int64 // by edge: how far its clock is ahead of ours
 
 	machine *peering.Machine
 	results chan result
@@ -163,12 +169,11 @@ func (s *supervisor) tell(ctx context.Context, r result) {
 func (s *supervisor) do(ctx context.Context, a peering.Action) {
 	switch a := a.(type) {
 	case peering.Dial:
-		p := s.peers[a.Peer]
 		dctx, cancel := context.WithCancel(ctx)
 		s.dials[a.ID] = cancel
 		go func() {
 			defer cancel()
-			conn, err := s.dial.Dial(dctx, wss.Target{URL: p.URL, Address: p.Address, Verify: a.Peer < s.edges})
+			conn, err := s.reach(dctx, a.Peer)
 			if err != nil {
 				s.tell(ctx, result{event: peering.Failed{ID: a.ID}, peer: a.Peer, err: err})
 				return
@@ -195,6 +200,36 @@ func (s *supervisor) do(ctx context.Context, a peering.Action) {
 			s.log.Error("joining peer", "peer", s.peers[t.peer].Name, "err", err)
 			go s.tell(ctx, result{event: peering.Down{ID: a.ID}, peer: t.peer, err: err})
 		}
+	}
+}
+
+// reach opens a transport to a peer. An edge is shown a token of our key, which
+// says when it was made: if the edge refuses us and its clock differs from ours,
+// it is asked once more, by its clock.
+func (s *supervisor) reach(ctx context.Context, peer int) (*wss.Conn, error) {
+	p := s.peers[peer]
+	if peer >= s.edges {
+		return s.dial.Dial(ctx, wss.Target{URL: p.URL, Address: p.Address})
+	}
+	there := func() time.Time { return s.now().Add(time.Duration(s.skews[peer].Load())) }
+	for again := false; ; again = true {
+		token, err := admission.Issue(s.key, p.Key, there())
+		if err != nil {
+			return nil, err
+		}
+		target := wss.Target{URL: p.URL, Address: p.Address, Verify: true, Header: http.Header{}}
+		admission.Attach(target.Header, token)
+		conn, err := s.dial.Dial(ctx, target)
+		var refused *wss.RefusedError
+		if !errors.As(err, &refused) || again {
+			return conn, err
+		}
+		skew, ok := admission.Skew(refused.Header, there())
+		if !ok {
+			return nil, fmt.Errorf("%w; does it admit this machine? (its key: `veilor-ygg address`)", err)
+		}
+		s.skews[peer].Add(int64(skew))
+		s.log.Warn("the edge's clock differs from ours", "peer", p.Name, "ahead", time.Duration(s.skews[peer].Load()).Round(time.Second))
 	}
 }
 

@@ -13,10 +13,11 @@
 //	  }
 //	  chain from {
 //	    udp sport/dport 41641 drop        # tailscaled would tunnel itself through Yggdrasil
+//	    ip6 saddr @revoked drop           # before established: they lose what they had
 //	    ct state established,related accept
 //	    icmpv6 errors accept
 //	    ip6 saddr @admitted icmpv6 echo-request accept    # only where a port is open
-//	    ip6 saddr @admitted tcp dport {accepted} accept
+//	    ip6 saddr @admitted tcp dport {accepted} accept   # or everything, see AcceptAll
 //	    drop
 //	  }
 //	  chain forward { ... drop }          # hook forward: never a router, in or out
@@ -25,7 +26,10 @@
 //	    oifname ygg0 goto to
 //	    ip6 daddr 200::/7 reject          # nothing for the overlay leaves by the ISP
 //	  }
-//	  chain to { udp sport/dport 41641 drop }
+//	  chain to {
+//	    udp sport/dport 41641 drop
+//	    ip6 daddr @revoked drop
+//	  }
 //	}
 //
 // "accept" ends this table only; a host firewall beside it still has its say.
@@ -41,6 +45,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -65,6 +70,14 @@ var errorTypes = []byte{1, 2, 3, 4}
 
 const echoRequest = 128 // RFC 4443 §4.1
 
+const (
+	// chunk is how many addresses go into one netlink message: an attribute has
+	// at most 64 KiB, of which an address takes 24 bytes.
+	chunk = 1000
+	// sendBuffer holds a whole transaction: 4 MiB are 10^5 addresses.
+	sendBuffer = 4 << 20
+)
+
 // Filter is the table for one interface.
 type Filter struct {
 	// Interface is the TUN's name: "ygg0".
@@ -74,6 +87,13 @@ type Filter struct {
 	// From are the addresses of the nodes that are admitted. An address is the
 	// hash of a key, and the network delivers it for no other. Empty: nobody.
 	From []netip.Addr
+	// AcceptAll opens everything to the nodes in From, in place of Accept. It is
+	// for a machine on which the tiers' table (package packetfilter), which comes
+	// before this one, says what each of them may open.
+	AcceptAll bool
+	// Revoked are the addresses of nodes that get and send nothing, not even in
+	// flows that stand.
+	Revoked []netip.Addr
 }
 
 // Load puts the table in place, atomically: whatever table of that name there
@@ -82,17 +102,23 @@ func (f Filter) Load(opts ...nftables.ConnOption) error {
 	if len(f.Interface) == 0 || len(f.Interface) >= unix.IFNAMSIZ {
 		return fmt.Errorf("loading the packet filter: %q is no interface name", f.Interface)
 	}
-	c, err := nftables.New(opts...)
+	// The kernel takes a transaction as one message.
+	roomy := nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetWriteBuffer(sendBuffer) })
+	c, err := nftables.New(append([]nftables.ConnOption{roomy}, opts...)...)
 	if err != nil {
 		return fmt.Errorf("loading the packet filter: %w", err)
 	}
 	t := clear(c)
 	c.AddTable(t)
-	if err := f.input(c, t); err != nil {
+	revoked, err := addressSet(c, t, "revoked", f.Revoked)
+	if err == nil {
+		err = f.input(c, t, revoked)
+	}
+	if err != nil {
 		return fmt.Errorf("loading the packet filter: %w", err)
 	}
 	f.forward(c, t)
-	f.output(c, t)
+	f.output(c, t, revoked)
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("loading the packet filter: %w%s", err, hint(err))
 	}
@@ -131,56 +157,80 @@ func hint(err error) string {
 	return ""
 }
 
-func (f Filter) input(c *nftables.Conn, t *nftables.Table) error {
+func (f Filter) input(c *nftables.Conn, t *nftables.Table, revoked *nftables.Set) error {
 	from := c.AddChain(&nftables.Chain{Name: "from", Table: t})
 	tailscale(c, t, from)
+	add(c, t, from, in(revoked, source), counter, drop)
 	add(c, t, from, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept)
 	for _, typ := range errorTypes {
 		add(c, t, from, protocol(unix.IPPROTO_ICMPV6), transport(0, []byte{typ}), accept)
 	}
-	if len(f.Accept) > 0 && len(f.From) > 0 {
+	if len(f.Accept) > 0 || f.AcceptAll {
 		if err := f.admit(c, t, from); err != nil {
 			return err
 		}
 	}
 	add(c, t, from, counter, drop)
 
-	in := base(c, t, "input", nftables.ChainHookInput)
-	add(c, t, in, name(expr.MetaKeyIIFNAME, "lo"), accept)
-	add(c, t, in, name(expr.MetaKeyIIFNAME, f.Interface), jump("from"))
-	add(c, t, in, overlay(source), counter, drop)
+	hook := base(c, t, "input", nftables.ChainHookInput)
+	add(c, t, hook, name(expr.MetaKeyIIFNAME, "lo"), accept)
+	add(c, t, hook, name(expr.MetaKeyIIFNAME, f.Interface), jump("from"))
+	add(c, t, hook, overlay(source), counter, drop)
 	return nil
 }
 
 // admit opens the ports to the nodes in From. Who serves may be pinged by them;
 // a laptop, which serves nobody, need not say that it is there.
 func (f Filter) admit(c *nftables.Conn, t *nftables.Table, ch *nftables.Chain) error {
-	set := &nftables.Set{Table: t, Name: "admitted", KeyType: nftables.TypeIP6Addr}
-	nodes := slices.Clone(f.From)
-	slices.SortFunc(nodes, netip.Addr.Compare)
-	var elements []nftables.SetElement
-	for _, a := range slices.Compact(nodes) {
-		if !Overlay.Contains(a) {
-			return fmt.Errorf("%s is no address of a node: those are in %s", a, Overlay)
-		}
-		elements = append(elements, nftables.SetElement{Key: a.AsSlice()})
-	}
-	if err := c.AddSet(set, elements); err != nil {
+	set, err := addressSet(c, t, "admitted", f.From)
+	if err != nil {
 		return err
 	}
-	admitted := func() []expr.Any {
+	if f.AcceptAll {
+		add(c, t, ch, in(set, source), accept)
+		return nil
+	}
+	add(c, t, ch, in(set, source), protocol(unix.IPPROTO_ICMPV6), transport(0, []byte{echoRequest}), accept)
+	for _, port := range f.Accept {
+		add(c, t, ch, in(set, source), protocol(unix.IPPROTO_TCP), transport(2, binary.BigEndian.AppendUint16(nil, port)), accept)
+	}
+	return nil
+}
+
+// addressSet adds a set of nodes' addresses.
+func addressSet(c *nftables.Conn, t *nftables.Table, name string, addrs []netip.Addr) (*nftables.Set, error) {
+	set := &nftables.Set{Table: t, Name: name, KeyType: nftables.TypeIP6Addr}
+	if err := c.AddSet(set, nil); err != nil {
+		return nil, err
+	}
+	nodes := slices.Clone(addrs)
+	slices.SortFunc(nodes, netip.Addr.Compare)
+	nodes = slices.Compact(nodes)
+	for some := range slices.Chunk(nodes, chunk) {
+		var elements []nftables.SetElement
+		for _, a := range some {
+			if !Overlay.Contains(a) {
+				return nil, fmt.Errorf("%s is no address of a node: those are in %s", a, Overlay)
+			}
+			elements = append(elements, nftables.SetElement{Key: a.AsSlice()})
+		}
+		if err := c.SetAddElements(set, elements); err != nil {
+			return nil, err
+		}
+	}
+	return set, nil
+}
+
+// in matches packets whose address at offset is in set.
+func in(set *nftables.Set, offset uint32) part {
+	return func() []expr.Any {
 		return []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 			equal([]byte{unix.NFPROTO_IPV6}),
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: 16},
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 16},
 			&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID},
 		}
 	}
-	add(c, t, ch, admitted, protocol(unix.IPPROTO_ICMPV6), transport(0, []byte{echoRequest}), accept)
-	for _, port := range f.Accept {
-		add(c, t, ch, admitted, protocol(unix.IPPROTO_TCP), transport(2, binary.BigEndian.AppendUint16(nil, port)), accept)
-	}
-	return nil
 }
 
 func (f Filter) forward(c *nftables.Conn, t *nftables.Table) {
@@ -191,9 +241,10 @@ func (f Filter) forward(c *nftables.Conn, t *nftables.Table) {
 	add(c, t, ch, overlay(destination), counter, drop)
 }
 
-func (f Filter) output(c *nftables.Conn, t *nftables.Table) {
+func (f Filter) output(c *nftables.Conn, t *nftables.Table, revoked *nftables.Set) {
 	to := c.AddChain(&nftables.Chain{Name: "to", Table: t})
 	tailscale(c, t, to)
+	add(c, t, to, in(revoked, destination), counter, drop)
 	out := base(c, t, "output", nftables.ChainHookOutput)
 	add(c, t, out, name(expr.MetaKeyOIFNAME, "lo"), accept)
 	add(c, t, out, name(expr.MetaKeyOIFNAME, f.Interface), jump("to"))
