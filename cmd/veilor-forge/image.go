@@ -133,8 +133,10 @@ func imagePush() *cobra.Command {
 		Use:   "push oci:DIR REF",
 		Short: "Upload an image to a registry",
 		Long: `push uploads an image. What the registry has already is not sent, so that a push
-that was cut off is simply run again. Credentials are those of docker or podman
-login. A registry on loopback is spoken to without TLS.`,
+that was cut off is simply run again; a connection that drops is tried again by itself.
+At the end the registry is asked for the image: our layers are read back whole.
+Credentials are those of docker or podman login. A registry on loopback is spoken
+to without TLS.`,
 		Example: `  veilor-forge image push oci:out/image ghcr.io/veilor/veilor-os:44`,
 		Args:    exactly(2, "oci:DIR and REF"),
 		RunE: func(c *cobra.Command, args []string) error {
