@@ -14,7 +14,7 @@ import (
 
 // Set is where the programs are. All are static.
 type Set struct {
-	Forge, Ygg                       string // the product's
+	Veilor, Forge, Ygg               string // the product's
 	Headscale, Tailscaled, Tailscale string // others'
 	PublicPeer, Browser              string // the lab's
 }
@@ -31,7 +31,7 @@ func Build(ctx context.Context, source, dir string, log io.Writer) (Set, error) 
 		module   string
 		packages []string
 	}{
-		{source, []string{"./cmd/veilor-forge", "./cmd/veilor-ygg"}},
+		{source, []string{"./cmd/veilor", "./cmd/veilor-forge", "./cmd/veilor-ygg"}},
 		{filepath.Join(source, "lab"), []string{
 			"github.com/juanfont/headscale/cmd/headscale", "tailscale.com/cmd/tailscaled", "tailscale.com/cmd/tailscale",
 			"./cmd/publicpeer", "./cmd/browser",
@@ -48,7 +48,7 @@ func Build(ctx context.Context, source, dir string, log io.Writer) (Set, error) 
 	}
 	at := func(name string) string { return filepath.Join(dir, name) }
 	return Set{
-		Forge: at("veilor-forge"), Ygg: at("veilor-ygg"),
+		Veilor: at("veilor"), Forge: at("veilor-forge"), Ygg: at("veilor-ygg"),
 		Headscale: at("headscale"), Tailscaled: at("tailscaled"), Tailscale: at("tailscale"),
 		PublicPeer: at("publicpeer"), Browser: at("browser"),
 	}, nil

@@ -95,7 +95,9 @@ type edgePeer struct {
 	Key     site.Key
 }
 
-func wire(p site.Peer) edgePeer { return edgePeer{Name: p.Name, URL: p.URL, Address: p.Address, Key: p.Key} }
+func wire(p site.Peer) edgePeer {
+	return edgePeer{Name: p.Name, URL: p.URL, Address: p.Address, Key: p.Key}
+}
 
 // startEdge runs the home node, which admits nobody yet, behind TLS. With an
 // edge elsewhere it peers with that, as any server at home would.

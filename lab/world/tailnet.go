@@ -28,7 +28,9 @@ type Node struct {
 	// Address is its IPv4 address in the tailnet.
 	Address netip.Addr
 
+	w         *World
 	ns        *namespace.Namespace
+	name, dir string
 	tailscale string
 }
 
@@ -40,23 +42,8 @@ func (w *World) Join(ctx context.Context, ns *namespace.Namespace, name string, 
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Socket: filepath.Join(dir, "sock"), ns: ns, tailscale: w.cfg.Tools.Tailscale}
-	cmd := exec.Command(w.cfg.Tools.Tailscaled, "--no-logs-no-support", "--tun=tailscale0", "--port=41641",
-		"--statedir="+dir, "--state="+filepath.Join(dir, "state"), "--socket="+n.Socket)
-	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+w.cfg.WebCA.CertFile(), "TS_NO_LOGS_NO_SUPPORT=1", "TS_DEBUG_FIREWALL_MODE=nftables")
-	n.Daemon, err = daemon.Start(ns, "tailscaled of "+name, w.log("tailscaled-"+name), cmd)
-	if err != nil {
-		return nil, err
-	}
-	w.keep(n.Daemon)
-	err = n.Ready(ctx, func(ctx context.Context) error {
-		c, err := (&net.Dialer{}).DialContext(ctx, "unix", n.Socket)
-		if err == nil {
-			c.Close()
-		}
-		return err
-	})
-	if err != nil {
+	n := &Node{Socket: filepath.Join(dir, "sock"), w: w, ns: ns, name: name, dir: dir, tailscale: w.cfg.Tools.Tailscale}
+	if err := n.start(ctx); err != nil {
 		return nil, err
 	}
 	// The key goes by a file: arguments are everybody's to read.
@@ -78,6 +65,33 @@ func (w *World) Join(ctx context.Context, ns *namespace.Namespace, name string, 
 		return nil, fmt.Errorf("asking for the address of %s: %w", name, err)
 	}
 	return n, nil
+}
+
+// start runs tailscaled until it answers on its socket.
+func (n *Node) start(ctx context.Context) error {
+	cmd := exec.Command(n.w.cfg.Tools.Tailscaled, "--no-logs-no-support", "--tun=tailscale0", "--port=41641",
+		"--statedir="+n.dir, "--state="+filepath.Join(n.dir, "state"), "--socket="+n.Socket)
+	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+n.w.cfg.WebCA.CertFile(), "TS_NO_LOGS_NO_SUPPORT=1", "TS_DEBUG_FIREWALL_MODE=nftables")
+	d, err := daemon.Start(n.ns, "tailscaled of "+n.name, n.w.log("tailscaled-"+n.name), cmd)
+	if err != nil {
+		return err
+	}
+	n.Daemon = d
+	n.w.keep(d)
+	return d.Ready(ctx, func(ctx context.Context) error {
+		c, err := (&net.Dialer{}).DialContext(ctx, "unix", n.Socket)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+}
+
+// Restart ends tailscaled and runs it anew with what it knew.
+func (n *Node) Restart(ctx context.Context) error {
+	n.w.drop(n.Daemon)
+	n.Daemon.Stop()
+	return n.start(ctx)
 }
 
 // Tailscale runs the tailscale program against the node and returns what it

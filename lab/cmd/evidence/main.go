@@ -1,0 +1,133 @@
+// Command evidence measures what a laptop still reaches in every condition of
+// the network, and writes docs/evidence/floors.json. See `make evidence`.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/veilor/veilor-os/lab/floors"
+	"github.com/veilor/veilor-os/lab/sandbox"
+)
+
+type options struct {
+	source, cache, out, only, logs string
+	rounds                         int
+	idle                           time.Duration
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.source, "source", ".", "the checkout of veilor-os")
+	flag.StringVar(&o.cache, "cache", "out/cache", "what later runs use again")
+	flag.StringVar(&o.out, "out", "docs/evidence/floors.json", "where the record goes")
+	flag.StringVar(&o.logs, "logs", "", "keep the daemons' logs in this directory")
+	flag.StringVar(&o.only, "only", "", "only these conditions, by their names with commas; the record is then not written")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often each condition is made")
+	flag.DurationVar(&o.idle, "idle", 0, "how long the laptop is silent before each block")
+	flag.Usage = func() {
+		var names []string
+		for _, c := range floors.Conditions() {
+			names = append(names, c.ID)
+		}
+		fmt.Fprintf(flag.CommandLine.Output(), `evidence makes every condition of the network that the lab's censor can make, and
+measures what a laptop reaches in it, over which layer and after how long. It
+needs root.
+
+Conditions: %s
+
+  evidence                        all of them, three times
+  evidence --only udp,control     two of them
+
+`, strings.Join(names, ", "))
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	if flag.NArg() > 0 || o.rounds < 1 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	os.Exit(sandbox.Run(func(ctx context.Context) int {
+		if err := run(ctx, o); err != nil {
+			fmt.Fprintln(os.Stderr, "evidence:", err)
+			return 1
+		}
+		return 0
+	}))
+}
+
+func run(ctx context.Context, o options) error {
+	conditions := floors.Conditions()
+	if o.only != "" {
+		names := strings.Split(o.only, ",")
+		for _, n := range names {
+			if !slices.ContainsFunc(conditions, func(c floors.Condition) bool { return c.ID == n }) {
+				return fmt.Errorf("there is no condition %q; `evidence --help` lists them", n)
+			}
+		}
+		conditions = slices.DeleteFunc(conditions, func(c floors.Condition) bool { return !slices.Contains(names, c.ID) })
+	}
+	dir, remove, err := floors.Dir()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	if o.logs != "" {
+		defer func() { os.CopyFS(o.logs, os.DirFS(filepath.Join(dir, "logs"))) }()
+	}
+	say := func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
+	began := time.Now()
+	cache, err := filepath.Abs(o.cache)
+	if err != nil {
+		return err
+	}
+	town, roots, stop, err := floors.Start(ctx, floors.Setup{
+		Source: o.source, Cache: cache, Dir: dir, Log: os.Stderr, Progress: func(what string) { say("%s", what) },
+	})
+	if err != nil {
+		return err
+	}
+	defer stop()
+	record := floors.Record{Date: began.UTC().Truncate(time.Second), Commit: commit(o.source), Rounds: o.rounds, Idle: o.idle.Seconds()}
+	record.Rows, err = town.Measure(ctx, conditions, floors.Options{Roots: roots, Rounds: o.rounds, Idle: o.idle, Progress: say})
+	if err != nil {
+		return err
+	}
+	say("%s", floors.Table(&record))
+	broken := record.Broken()
+	if o.only == "" {
+		text, err := json.MarshalIndent(record, "", " ")
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
+			return err
+		}
+		if err := renameio.WriteFile(o.out, append(text, '\n'), 0o644); err != nil {
+			return fmt.Errorf("writing the record: %w", err)
+		}
+	}
+	if len(broken) > 0 {
+		return fmt.Errorf("promises that do not hold:\n  %s", strings.Join(broken, "\n  "))
+	}
+	return nil
+}
+
+// commit of the checkout; "-dirty" if there is more in it.
+func commit(source string) string {
+	out, err := exec.Command("git", "-c", "safe.directory=*", "-C", source, "describe", "--always", "--dirty", "--abbrev=12").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}

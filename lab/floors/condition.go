@@ -1,0 +1,147 @@
+package floors
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/veilor/veilor-os/lab/censor"
+	"github.com/veilor/veilor-os/lab/world"
+)
+
+// Condition is one state of the network that a laptop may find itself in.
+type Condition struct {
+	// ID is short and stable: "dns-poisoned". Title says it to a person.
+	ID, Title string
+	// Floor is the promise that it belongs to: "i", "ii", or "" for none.
+	Floor string
+	// Rules are what the censor does.
+	Rules []censor.Rule
+	// Hit are the names of the rules that must have acted on something; empty
+	// means all of them.
+	Hit []string
+	// NotReached is an address ("10.88.3.10:443") that the laptop must fail to
+	// reach by TCP in spite of the rules being quiet otherwise.
+	NotReached string
+
+	// Begin does what is no rule, after the rules; End undoes it, before they are
+	// lifted.
+	Begin, End func(context.Context, *Town) error
+	// After says that the clock starts when Begin is undone and the rules are
+	// lifted, not when they come: a sleep, a portal that lets one through.
+	After bool
+	// NA names cells that say nothing, with the reason: by "layer/mode" or
+	// "layer".
+	NA map[string]string
+}
+
+var (
+	home   = netip.MustParsePrefix("10.88.3.0/24")
+	far    = netip.MustParsePrefix("10.88.4.0/24")
+	router = netip.MustParsePrefix("10.88.1.0/24")
+)
+
+const (
+	// liarPort and portalPort are the ISP's, on its router.
+	liarPort   = 5354
+	portalPort = 8080
+	// throttled is what a throttling ISP leaves of UDP, in bytes per second.
+	throttled = 16_000
+	// frozenAfter is what was seen of censors in 2025: 16 KB of a TLS connection
+	// pass.
+	frozenAfter = 16 << 10
+	// asleep is how long the laptop sleeps: beyond the timers of every layer that
+	// are about connections.
+	asleep = 20 * time.Second
+)
+
+// Conditions are all that there are, in the order of the matrix.
+func Conditions() []Condition {
+	control := censor.Host("control", world.Control)
+	controlPort := netip.AddrPortFrom(world.Control, 443).String()
+	edgePort := netip.AddrPortFrom(world.EdgeAddress, 443).String()
+	bothEdges := censor.Hosts("edges", "every edge dropped", netip.PrefixFrom(world.EdgeAddress, 32), netip.PrefixFrom(world.FarEdgeAddress, 32))
+	lossy := func(percent uint32, most time.Duration) []censor.Rule {
+		return []censor.Rule{censor.Loss("loss", percent), censor.Jitter("jitter", 0, most)}
+	}
+	return []Condition{
+		{ID: "none", Title: "nothing is blocked"},
+		{ID: "control-dns", Floor: "i", Title: "DNS of the control server dropped",
+			Rules: []censor.Rule{censor.Question("dns", "hs.lab.test")}, Begin: ask, End: nothing},
+		{ID: "dns-poisoned", Floor: "i", Title: "every DNS answer a lie",
+			Rules: []censor.Rule{censor.Resolver("lie", liarPort)}, Begin: askLiar, End: silenceLiar},
+		{ID: "udp", Floor: "ii", Title: "UDP dropped", Rules: []censor.Rule{censor.UDP()}},
+		{ID: "udp-throttled", Floor: "ii", Title: fmt.Sprintf("UDP throttled to %d KB/s", throttled/1000), Rules: []censor.Rule{censor.UDPAbove("throttle", throttled)}, Begin: flood, End: nothing},
+		{ID: "wireguard", Floor: "ii", Title: "WireGuard and its discovery dropped by signature", Rules: []censor.Rule{censor.WireGuard("wireguard")}},
+		{ID: "control", Floor: "ii", Title: "control server and relay dropped", Rules: []censor.Rule{control}, NotReached: controlPort},
+		{ID: "control-rst", Floor: "ii", Title: "control server and relay reset", Rules: []censor.Rule{censor.Reset(control)}, NotReached: controlPort},
+		{ID: "tailscale", Floor: "ii", Title: "UDP, control server and relay dropped", Rules: []censor.Rule{censor.UDP(), control}, NotReached: controlPort},
+		{ID: "sni", Floor: "ii", Title: "control server reset by its name in TLS", Rules: []censor.Rule{censor.UDP(), censor.ServerName("sni", "hs.lab.test")}, Begin: knock, End: nothing},
+		{ID: "go-tls", Title: "Go's TLS reset by its fingerprint", Rules: []censor.Rule{censor.GoTLS("go-tls")}, Begin: knock, End: nothing},
+		{ID: "quic", Title: "QUIC dropped", Rules: []censor.Rule{censor.QUIC("quic")}, Begin: quic, End: nothing},
+		{ID: "frozen", Title: "connections with home frozen after 16 KB", Rules: []censor.Rule{censor.UDP(), censor.Frozen("frozen", home, frozenAfter)}, Hit: []string{"udp"}},
+		{ID: "home", Floor: "ii", Title: "the operator's whole network dropped", Rules: []censor.Rule{censor.Hosts("home", "home dropped", home)}, NotReached: edgePort},
+		{ID: "edges", Floor: "ii", Title: "Tailscale and every edge dropped: the public peer is left", Rules: []censor.Rule{censor.UDP(), control, bothEdges}, NotReached: edgePort},
+		{ID: "allow-list", Title: "an allow-list with one edge on it", Rules: []censor.Rule{censor.Only("list", "all but the listed dropped", router, far)}, NotReached: controlPort},
+		{ID: "loss-2", Title: "2 % loss, up to 200 ms of jitter", Rules: lossy(2, 200*time.Millisecond)},
+		{ID: "loss-20", Title: "20 % loss, up to 200 ms of jitter", Rules: lossy(20, 200*time.Millisecond)},
+		{ID: "portal", Title: "captive portal, then released", Rules: censor.Portal("portal", portalPort), Hit: []string{"portal-wall"}, After: true, Begin: wait, End: nothing},
+		{ID: "control-down", Title: "control server down", Begin: stopControl, End: startControl},
+		{ID: "sleep", Title: "sleep and resume", Begin: sleep, End: wake, After: true,
+			NA: map[string]string{"fresh": "a machine that sleeps does not start its programs"}},
+		{ID: "offline", Title: "no Internet", Rules: []censor.Rule{censor.Offline("offline")}, NotReached: controlPort},
+	}
+}
+
+func nothing(context.Context, *Town) error { return nil }
+
+// ask puts one question, so that the rule has something to drop: the laptop's
+// own programs keep what they know.
+func ask(_ context.Context, t *Town) error {
+	return t.question("hs.lab.test", false)
+}
+
+func askLiar(_ context.Context, t *Town) error {
+	if err := t.startLiar(); err != nil {
+		return err
+	}
+	return t.question("hs.lab.test", true)
+}
+
+func silenceLiar(_ context.Context, t *Town) error { return t.liar.Close() }
+
+// knock does a TLS handshake of Go's with the control server, which must fail.
+func knock(ctx context.Context, t *Town) error { return t.handshake(ctx, "hs.lab.test", world.Control) }
+
+// quic sends what a browser would.
+func quic(_ context.Context, t *Town) error {
+	return t.datagrams(netip.AddrPortFrom(world.Control, 443), 1, 1200)
+}
+
+// flood fills the UDP that is left, as other programs of the laptop do.
+func flood(_ context.Context, t *Town) error {
+	return t.datagrams(netip.AddrPortFrom(world.Control, 9), 100, 1200)
+}
+
+func wait(ctx context.Context, t *Town) error { return pause(ctx, asleep/2) }
+
+// stopControl stops the control server where it is: its connections stand and
+// carry nothing, as of a machine that hangs.
+func stopControl(_ context.Context, t *Town) error {
+	return syscall.Kill(t.World.Headscale.PID(), syscall.SIGSTOP)
+}
+
+func startControl(_ context.Context, t *Town) error {
+	return syscall.Kill(t.World.Headscale.PID(), syscall.SIGCONT)
+}
+
+func sleep(ctx context.Context, t *Town) error {
+	if err := t.Laptop.Sleep(); err != nil {
+		return err
+	}
+	return pause(ctx, asleep)
+}
+
+func wake(_ context.Context, t *Town) error { return t.Laptop.Wake() }

@@ -1,0 +1,193 @@
+// Package floors measures what a laptop still reaches, over which layer and
+// after how long, in every condition of the network that lab/censor can make: the
+// evidence behind the threat floors.
+//
+// A cell is one condition, one layer and one way to ask: an established
+// connection, a new one, or programs that start under the block. Its figure is
+// the time from the block (or from the programs' start) until a request that was
+// made after it is answered.
+package floors
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Layers are the columns: the product, which chooses, and what it chooses from.
+const (
+	Product   = "veilor"
+	Tailnet   = "tailnet"
+	Yggdrasil = "yggdrasil"
+)
+
+// Modes are the ways to ask.
+const (
+	Established = "established"
+	New         = "new"
+	Fresh       = "fresh"
+)
+
+var (
+	layers = []string{Product, Tailnet, Yggdrasil}
+	modes  = []string{Established, New, Fresh}
+)
+
+// Result of a cell.
+type Result string
+
+const (
+	Green Result = "green"
+	Red   Result = "red"
+	NA    Result = "n/a"
+	// Flaky: green in some rounds and red in others, which is a bug.
+	Flaky Result = "flaky"
+)
+
+// Cell is what was measured.
+type Cell struct {
+	Layer  string `json:"layer"`
+	Mode   string `json:"mode"`
+	Result Result `json:"result"`
+	// Seconds until the first good answer: the worst of the rounds; 0 if red.
+	Seconds float64 `json:"seconds,omitempty"`
+	// Rounds are the seconds of each round; -1 is no answer.
+	Rounds []float64 `json:"rounds,omitempty"`
+	// Reason says why a cell is n/a, or what the last error was.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Row is one condition.
+type Row struct {
+	ID    string `json:"id"`
+	Title string `json:"title"`
+	Floor string `json:"floor,omitempty"`
+	Cells []Cell `json:"cells"`
+	// Hits are packets that each of the censor's rules acted on, over all rounds.
+	Hits map[string]uint64 `json:"hits,omitempty"`
+	// Return is how long it took until the tailnet carried the product again after
+	// the end of the condition: the worst of the rounds, in seconds.
+	Return float64 `json:"return"`
+}
+
+// Record is a whole measurement, docs/evidence/floors.json.
+type Record struct {
+	Date     time.Time         `json:"date"`
+	Commit   string            `json:"commit"`
+	Versions map[string]string `json:"versions"`
+	Rounds   int               `json:"rounds"`
+	// Idle is for how long the laptop had been silent before each block, in
+	// seconds; 0 is that it was busy.
+	Idle float64 `json:"idle"`
+	Rows []Row   `json:"rows"`
+}
+
+// Limits of what is promised of the product in the floors' rows, in seconds. An
+// established connection is told at the latest when its layer is declared dead.
+var limits = map[string]float64{Established: 5, New: 2, Fresh: 30}
+
+// Broken lists the promises that a record does not hold.
+func (r *Record) Broken() []string {
+	var all []string
+	for _, row := range r.Rows {
+		for _, c := range row.Cells {
+			if c.Result == Flaky {
+				all = append(all, fmt.Sprintf("%s, %s, %s: green in some rounds and red in others: %v", row.Title, c.Layer, c.Mode, c.Rounds))
+			}
+			if row.Floor == "" || c.Layer != Product || c.Result == NA {
+				continue
+			}
+			switch limit := limits[c.Mode]; {
+			case c.Result == Red:
+				all = append(all, fmt.Sprintf("%s, %s: no answer (%s)", row.Title, c.Mode, c.Reason))
+			case c.Seconds > limit:
+				all = append(all, fmt.Sprintf("%s, %s: an answer after %.1f s, promised within %.0f s", row.Title, c.Mode, c.Seconds, limit))
+			}
+		}
+	}
+	return all
+}
+
+// add merges one round's cell into what earlier rounds measured.
+func (row *Row) add(c Cell) {
+	for i := range row.Cells {
+		have := &row.Cells[i]
+		if have.Layer != c.Layer || have.Mode != c.Mode {
+			continue
+		}
+		have.Rounds = append(have.Rounds, c.Rounds...)
+		have.Seconds = slices.Max(have.Rounds)
+		if have.Result != c.Result {
+			have.Result = Flaky
+		}
+		if c.Reason != "" {
+			have.Reason = c.Reason
+		}
+		return
+	}
+	row.Cells = append(row.Cells, c)
+}
+
+// Read reads a record.
+func Read(in io.Reader) (*Record, error) {
+	d := json.NewDecoder(in)
+	d.DisallowUnknownFields()
+	r := new(Record)
+	if err := d.Decode(r); err != nil {
+		return nil, fmt.Errorf("reading the record of the floors: %w", err)
+	}
+	return r, nil
+}
+
+// Table is the record for a terminal: a row for each condition, a column for
+// each layer and mode.
+func Table(r *Record) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-52s", "seconds to the first good answer")
+	for _, l := range layers {
+		fmt.Fprintf(&b, "  %-23s", l)
+	}
+	fmt.Fprintf(&b, "\n%-52s", "")
+	for range layers {
+		fmt.Fprintf(&b, "  %7s %7s %7s", "kept", "new", "fresh")
+	}
+	for _, row := range r.Rows {
+		floor := ""
+		if row.Floor != "" {
+			floor = " (floor " + row.Floor + ")"
+		}
+		fmt.Fprintf(&b, "\n%-52s", row.Title+floor)
+		for _, l := range layers {
+			b.WriteString(" ")
+			for _, m := range modes {
+				fmt.Fprintf(&b, " %7s", row.word(l, m))
+			}
+		}
+	}
+	return b.String()
+}
+
+func (row *Row) cell(layer, mode string) *Cell {
+	for i, c := range row.Cells {
+		if c.Layer == layer && c.Mode == mode {
+			return &row.Cells[i]
+		}
+	}
+	return nil
+}
+
+func (row *Row) word(layer, mode string) string {
+	switch c := row.cell(layer, mode); {
+	case c == nil:
+		return ""
+	case c.Result == Green:
+		return fmt.Sprintf("%.2f", c.Seconds)
+	case c.Result == Red:
+		return "-"
+	default:
+		return string(c.Result)
+	}
+}

@@ -1,0 +1,174 @@
+package floors
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/lab/laptop"
+	"github.com/veilor/veilor-os/lab/world"
+)
+
+// Town is a world with a laptop in it.
+type Town struct {
+	World  *world.World
+	Laptop *laptop.Laptop
+	Site   *site.Site
+
+	liar net.PacketConn
+}
+
+// knockLimit is how long the lab's own tries take at most.
+const knockLimit = 2 * time.Second
+
+// lie is what the lying resolver answers: an address of the public peer's
+// network where nobody is.
+var lie = [4]byte{10, 88, 5, 66}
+
+// startLiar answers every question with lie.
+func (t *Town) startLiar() error {
+	err := t.World.ISP.Do(func() (err error) {
+		t.liar, err = net.ListenPacket("udp4", fmt.Sprintf("0.0.0.0:%d", liarPort))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("starting the lying resolver: %w", err)
+	}
+	go func() {
+		buffer := make([]byte, 1500)
+		for {
+			n, from, err := t.liar.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			if answer, err := falsely(buffer[:n]); err == nil {
+				t.liar.WriteTo(answer, from)
+			}
+		}
+	}()
+	return nil
+}
+
+func falsely(question []byte) ([]byte, error) {
+	var m dnsmessage.Message
+	if err := m.Unpack(question); err != nil {
+		return nil, err
+	}
+	m.Header.Response, m.Additionals = true, nil
+	for _, q := range m.Questions {
+		if q.Type == dnsmessage.TypeA {
+			m.Answers = append(m.Answers, dnsmessage.Resource{
+				Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 60}, Body: &dnsmessage.AResource{A: lie},
+			})
+		}
+	}
+	return m.Pack()
+}
+
+// question asks the ISP's resolver for a name from the laptop, and wants a lie
+// or no answer at all.
+func (t *Town) question(name string, lied bool) error {
+	m := dnsmessage.Message{Header: dnsmessage.Header{ID: 1, RecursionDesired: true}, Questions: []dnsmessage.Question{
+		{Name: dnsmessage.MustNewName(name + "."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET},
+	}}
+	text, err := m.Pack()
+	if err != nil {
+		return err
+	}
+	c, err := t.World.Guest.DialContext(context.Background(), "udp4", "10.88.1.1:53")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(knockLimit))
+	c.Write(text)
+	n, err := c.Read(text[:cap(text)])
+	if !lied {
+		if err == nil {
+			return fmt.Errorf("the resolver answers for %s", name)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the lying resolver does not answer: %w", err)
+	}
+	if err := m.Unpack(text[:n]); err != nil || len(m.Answers) != 1 || *m.Answers[0].Body.(*dnsmessage.AResource) != (dnsmessage.AResource{A: lie}) {
+		return fmt.Errorf("the resolver does not lie: %v, %v", m.Answers, err)
+	}
+	return nil
+}
+
+// handshake tries TLS as Go does, and wants it to fail.
+func (t *Town) handshake(ctx context.Context, name string, at netip.Addr) error {
+	ctx, cancel := context.WithTimeout(ctx, knockLimit)
+	defer cancel()
+	c, err := t.World.Guest.DialContext(ctx, "tcp4", netip.AddrPortFrom(at, 443).String())
+	if err != nil {
+		return nil // blocked even earlier
+	}
+	defer c.Close()
+	if tls.Client(c, &tls.Config{ServerName: name, InsecureSkipVerify: true}).HandshakeContext(ctx) == nil {
+		return fmt.Errorf("a handshake with %s passes", name)
+	}
+	return nil
+}
+
+// unreached wants that no TCP connection to address comes about.
+func (t *Town) unreached(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, knockLimit)
+	defer cancel()
+	c, err := t.World.Guest.DialContext(ctx, "tcp4", address)
+	if err == nil {
+		c.Close()
+		return fmt.Errorf("%s answers though it is blocked", address)
+	}
+	return nil
+}
+
+func (t *Town) datagrams(to netip.AddrPort, n, size int) error {
+	c, err := t.World.Guest.DialContext(context.Background(), "udp4", to.String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for range n {
+		if _, err := c.Write(make([]byte, size)); err != nil && !errors.Is(err, context.Canceled) {
+			return nil // refused: it was sent, and answered
+		}
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (t *Town) service() site.Service { return t.Site.Services[0] }
+
+// layer is what `veilor status` says that the service goes over.
+func (t *Town) layer() (string, error) {
+	out, err := t.Laptop.Veilor("status", "--json")
+	var s struct {
+		Services []struct{ Layer string }
+	}
+	// It also says with its exit code that a laptop in a lab is not as it should be.
+	if jsonErr := json.Unmarshal([]byte(out), &s); jsonErr != nil || len(s.Services) == 0 {
+		return "", fmt.Errorf("reading veilor status: %w, %w", err, jsonErr)
+	}
+	return s.Services[0].Layer, nil
+}

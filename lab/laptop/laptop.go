@@ -1,0 +1,219 @@
+// Package laptop runs the laptop's own programs as processes in the world's
+// guest namespace: tailscaled, veilor-ygg and veilor-mesh, as the image's units
+// run them but for systemd's fences. It boots in seconds where the VM takes
+// minutes.
+package laptop
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/yggdrasil"
+	"github.com/veilor/veilor-os/lab/daemon"
+	"github.com/veilor/veilor-os/lab/world"
+)
+
+// readyLimit is for a daemon to answer on its socket; a second here.
+const readyLimit = 20 * time.Second
+
+// Config says what the laptop is made of.
+type Config struct {
+	// Veilor and VeilorYgg are the product's programs.
+	Veilor, VeilorYgg string
+	// Site and SiteFile are the site that its image carries.
+	Site     *site.Site
+	SiteFile string
+	// Roots is a PEM file of the certificates that its system trusts.
+	Roots string
+	// Dir is for keys, sockets and state. It must be empty, and its path short.
+	Dir string
+	// Logs is for the output of every daemon.
+	Logs string
+}
+
+// Laptop is a joined laptop in World.Guest.
+type Laptop struct {
+	// Node is its tailscaled.
+	Node *world.Node
+	// Key is its public Yggdrasil key.
+	Key site.Key
+
+	cfg       Config
+	world     *world.World
+	ygg, mesh *daemon.Daemon
+}
+
+// Start joins a laptop with a guest's key and waits until its programs answer.
+func Start(ctx context.Context, w *world.World, cfg Config) (*Laptop, error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("starting the laptop: %w", err)
+	}
+	l := &Laptop{cfg: cfg, world: w}
+	private, err := yggdrasil.MakeKey(l.at("key.pem"))
+	if err != nil {
+		return nil, fmt.Errorf("starting the laptop: %w", err)
+	}
+	l.Key = site.Key(hex.EncodeToString(private.Public().(ed25519.PublicKey)))
+	for _, e := range []*world.Edge{w.Edge, w.FarEdge} {
+		if e == nil {
+			continue
+		}
+		if err := e.Admit(ctx, l.Key); err != nil {
+			return nil, fmt.Errorf("starting the laptop: %w", err)
+		}
+	}
+	if err := l.configure(); err != nil {
+		return nil, fmt.Errorf("starting the laptop: %w", err)
+	}
+	key, err := w.Headscale.API.CreateKey(ctx, "tag:guest")
+	if err != nil {
+		return nil, fmt.Errorf("starting the laptop: %w", err)
+	}
+	if l.Node, err = w.Join(ctx, w.Guest, "guest", key); err != nil {
+		return nil, fmt.Errorf("starting the laptop: %w", err)
+	}
+	if err := l.run(ctx); err != nil {
+		l.Stop()
+		return nil, fmt.Errorf("starting the laptop: %w", err)
+	}
+	return l, nil
+}
+
+func (l *Laptop) at(name string) string { return filepath.Join(l.cfg.Dir, name) }
+
+// configure writes what the image has at /usr/share/veilor/ygg.json, with this
+// laptop's paths.
+func (l *Laptop) configure() error {
+	type peer struct{ Name, URL, Address, Key string }
+	peers := func(from []site.Peer) []peer {
+		to := []peer{}
+		for _, p := range from {
+			to = append(to, peer{p.Name, p.URL, p.Address.String(), string(p.Key)})
+		}
+		return to
+	}
+	text, err := json.Marshal(map[string]any{
+		"IfName": "ygg0", "IfMTU": 1280, "PrivateKeyPath": l.at("key.pem"), "AdminListen": "unix://" + l.at("ygg.sock"),
+		"Listen": []string{}, "AllowedPublicKeys": l.cfg.Site.PeerKeys(), "Accept": []int{},
+		"Edges": peers(l.cfg.Site.Yggdrasil.Edges), "PublicPeers": peers(l.cfg.Site.Yggdrasil.Public),
+	})
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(l.at("ygg.json"), text, 0o600)
+}
+
+// run starts veilor-ygg and veilor-mesh.
+func (l *Laptop) run(ctx context.Context) error {
+	for _, p := range []struct {
+		to     **daemon.Daemon
+		name   string
+		socket string
+		args   []string
+	}{
+		{&l.ygg, "veilor-ygg", l.at("ygg.sock"), []string{l.cfg.VeilorYgg, "run", "--config", l.at("ygg.json")}},
+		{&l.mesh, "veilor-mesh", l.at("mesh.sock"), l.veilor("mesh", "run", "--debug")},
+	} {
+		cmd := exec.Command(p.args[0], p.args[1:]...)
+		cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+l.cfg.Roots)
+		d, err := daemon.Start(l.world.Guest, p.name, filepath.Join(l.cfg.Logs, p.name+".log"), cmd)
+		if err != nil {
+			return err
+		}
+		*p.to = d
+	}
+	limited, cancel := context.WithTimeoutCause(ctx, readyLimit, fmt.Errorf("not ready after %v", readyLimit))
+	defer cancel()
+	var g errgroup.Group
+	for d, socket := range map[*daemon.Daemon]string{l.ygg: l.at("ygg.sock"), l.mesh: l.at("mesh.sock")} {
+		g.Go(func() error {
+			return d.Ready(limited, func(ctx context.Context) error {
+				c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+				if err == nil {
+					c.Close()
+				}
+				return err
+			})
+		})
+	}
+	return g.Wait()
+}
+
+// veilor is a command line of the laptop's veilor.
+func (l *Laptop) veilor(args ...string) []string {
+	return append([]string{l.cfg.Veilor, "--site", l.cfg.SiteFile, "--mesh-socket", l.at("mesh.sock"),
+		"--ygg-socket", l.at("ygg.sock"), "--tailscaled-socket", l.Node.Socket}, args...)
+}
+
+// Veilor runs veilor on the laptop and returns what it printed.
+func (l *Laptop) Veilor(args ...string) (string, error) {
+	line := l.veilor(args...)
+	cmd := exec.Command(line[0], line[1:]...)
+	var out, errs lines
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := l.world.Guest.Run(cmd); err != nil {
+		return string(out), fmt.Errorf("veilor %s: %w: %s", args[0], err, errs)
+	}
+	return string(out), nil
+}
+
+type lines []byte
+
+func (l *lines) Write(p []byte) (int, error) { *l = append(*l, p...); return len(p), nil }
+
+// Restart ends all of its programs and runs them anew: what a reboot does.
+func (l *Laptop) Restart(ctx context.Context) error {
+	l.halt()
+	if err := l.Node.Restart(ctx); err != nil {
+		return fmt.Errorf("restarting the laptop: %w", err)
+	}
+	if err := l.run(ctx); err != nil {
+		return fmt.Errorf("restarting the laptop: %w", err)
+	}
+	return nil
+}
+
+// Sleep stops its programs where they are, as a suspended machine does; Wake has
+// them go on.
+func (l *Laptop) Sleep() error { return l.signal(syscall.SIGSTOP) }
+
+// Wake ends Sleep.
+func (l *Laptop) Wake() error { return l.signal(syscall.SIGCONT) }
+
+func (l *Laptop) signal(s syscall.Signal) error {
+	var errs []error
+	for _, d := range []*daemon.Daemon{l.Node.Daemon, l.ygg, l.mesh} {
+		errs = append(errs, syscall.Kill(d.PID(), s))
+	}
+	return errors.Join(errs...)
+}
+
+// Exited says that a program has ended by itself, and how.
+func (l *Laptop) Exited() error {
+	return errors.Join(l.Node.Exited(), l.ygg.Exited(), l.mesh.Exited())
+}
+
+func (l *Laptop) halt() {
+	for _, d := range []*daemon.Daemon{l.mesh, l.ygg} {
+		if d != nil {
+			d.Stop()
+		}
+	}
+}
+
+// Stop ends its programs; tailscaled ends with the world.
+func (l *Laptop) Stop() { l.halt() }
