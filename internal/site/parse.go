@@ -111,6 +111,16 @@ func (s *Site) Complete() error {
 	if s.Authority.Data == nil {
 		miss("authority ("+s.Authority.Path+")", "make the site's CA with `veilor-forge authority create --site FILE --out DIR` and put its certificate there")
 	}
+	if d := s.Directory; d != nil {
+		for what, keys := range map[string][]File{"keys": d.Keys, "addresses.keys": d.Addresses.Keys} {
+			for i, f := range keys {
+				if f.Data == nil {
+					miss(fmt.Sprintf("directory.%s[%d] (%s)", what, i, f.Path),
+						"make the pair with `veilor-forge key generate --out DIR` and put the .pub file there")
+				}
+			}
+		}
+	}
 	for _, v := range s.Services {
 		h, _ := s.Host(v.Host)
 		if !h.Tailnet.IsValid() {
@@ -144,6 +154,15 @@ func (s *Site) files() []*File {
 			fs = append(fs, &s.Image.Signatures[i].Keys[j])
 		}
 	}
+	if d := s.Directory; d != nil {
+		for i := range d.Keys {
+			fs = append(fs, &d.Keys[i])
+		}
+		for i := range d.Addresses.Keys {
+			fs = append(fs, &d.Addresses.Keys[i])
+		}
+		fs = append(fs, &d.Signed)
+	}
 	return fs
 }
 
@@ -163,7 +182,21 @@ func (s *Site) Inline() ([]byte, error) {
 		c.Image.Signatures = append(c.Image.Signatures, n)
 	}
 	c.Authority = File{Data: s.Authority.Data}
+	if s.Directory != nil {
+		d := *s.Directory
+		d.Keys, d.Addresses.Keys = inlined(d.Keys), inlined(d.Addresses.Keys)
+		d.Signed = File{Data: d.Signed.Data}
+		c.Directory = &d
+	}
 	return yaml.MarshalWithOptions(&c, yaml.UseLiteralStyleIfMultiline(true))
+}
+
+func inlined(files []File) []File {
+	var in []File
+	for _, f := range files {
+		in = append(in, File{Data: f.Data})
+	}
+	return in
 }
 
 // UnmarshalYAML takes a path or PEM text.
@@ -290,6 +323,8 @@ func (c *checker) site(s *Site) {
 		}
 	}
 	c.url("control.url", s.Control.URL, "https", "https://hs.example.org")
+	c.control(s)
+	c.directory(s.Directory)
 	c.pem("authority", s.Authority, "keys/authority.pem")
 	c.tiers(s)
 	c.hosts(s)
@@ -303,6 +338,48 @@ func (c *checker) unique(seen map[string]bool, path, what string) {
 		c.add(path, "%s is there twice; remove or rename one", what)
 	}
 	seen[what] = true
+}
+
+// hostRe is a host name as DNS has it, in lower case.
+var hostRe = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)+$`)
+
+func (c *checker) control(s *Site) {
+	seen := map[string]bool{}
+	for i, a := range s.Control.Addresses {
+		c.unique(seen, fmt.Sprintf("control.addresses[%d]", i), "address "+a.String())
+	}
+	for i, r := range s.Control.Relays {
+		path := fmt.Sprintf("control.relays[%d]", i)
+		if len(r.Name) > 253 || !hostRe.MatchString(r.Name) {
+			c.add(path+".name", "%q is no host name; write for example derp.example.org", r.Name)
+		}
+		c.unique(seen, path+".name", "relay "+r.Name)
+		if len(r.Addresses) == 0 {
+			c.add(path, "addresses missing: laptops ask no DNS for a relay; write for example [192.0.2.7]")
+		}
+	}
+}
+
+func (c *checker) directory(d *Directory) {
+	if d == nil {
+		return
+	}
+	signers := func(path string, keys []File, threshold int) {
+		for i, f := range keys {
+			c.pem(fmt.Sprintf("%s.keys[%d]", path, i), f, "keys/directory-1.pub")
+		}
+		if threshold < 1 || threshold > len(keys) {
+			c.add(path, "threshold %d of %d keys; write a number from 1 to the number of keys", threshold, len(keys))
+		}
+	}
+	signers("directory", d.Keys, d.Threshold)
+	signers("directory.addresses", d.Addresses.Keys, d.Addresses.Threshold)
+	if d.Addresses.Threshold > d.Threshold {
+		c.add("directory.addresses", "threshold %d is more than directory's %d; to move a server must need fewer, or as many", d.Addresses.Threshold, d.Threshold)
+	}
+	if p := d.Signed.Path; p != "" {
+		c.pem("directory.signed", d.Signed, "directory/directory.pem")
+	}
 }
 
 func (c *checker) tiers(s *Site) {

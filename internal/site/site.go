@@ -28,6 +28,9 @@ type Site struct {
 	Hosts     []Host    `yaml:"hosts"`
 	Services  []Service `yaml:"services"`
 	Yggdrasil Yggdrasil `yaml:"yggdrasil"`
+	// Directory says who signs what laptops believe of all this later on; nil
+	// while nobody does.
+	Directory *Directory `yaml:"directory,omitempty"`
 }
 
 // OS is what the installed system calls itself.
@@ -60,6 +63,39 @@ type SignatureGroup struct {
 // Control is the Headscale server.
 type Control struct {
 	URL string `yaml:"url"`
+	// Addresses are those of the URL's host. Laptops use them and ask no DNS.
+	Addresses []netip.Addr `yaml:"addresses,omitempty"`
+	// Network is where the addresses are, as its operator or its AS is called;
+	// edges must be elsewhere.
+	Network string `yaml:"network,omitempty"`
+	// Relays are DERP servers other than the one in Headscale itself.
+	Relays []Relay `yaml:"relays,omitempty"`
+}
+
+// Relay is a host that relays for the tailnet (DERP).
+type Relay struct {
+	// Name is its host name.
+	Name      string       `yaml:"name"`
+	Addresses []netip.Addr `yaml:"addresses"`
+	Network   string       `yaml:"network,omitempty"`
+}
+
+// Directory says whose signatures a change of names, keys and addresses needs.
+type Directory struct {
+	// Keys are the maintainers' public keys (PEM), of which Threshold must sign.
+	Keys      []File `yaml:"keys"`
+	Threshold int    `yaml:"threshold"`
+	// Addresses is who may change addresses and nothing else.
+	Addresses AddressSigners `yaml:"addresses"`
+	// Signed is the directory as they signed it, which the image carries:
+	// directory.pem of `veilor-forge directory sign`. It may not be there yet.
+	Signed File `yaml:"signed,omitempty"`
+}
+
+// AddressSigners are the keys that may move a server to another address.
+type AddressSigners struct {
+	Keys      []File `yaml:"keys"`
+	Threshold int    `yaml:"threshold"`
 }
 
 // Tier is a class of machines and what it may reach.
@@ -108,6 +144,8 @@ type Peer struct {
 	URL string `yaml:"url"`
 	// Address is where the TCP connection really goes, so that no DNS is asked.
 	Address netip.AddrPort `yaml:"address"`
+	// Network is where Address is, as its operator or its AS is called.
+	Network string `yaml:"network,omitempty"`
 	// Key pins the node's identity.
 	Key Key `yaml:"key,omitempty"`
 }
