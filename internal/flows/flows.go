@@ -32,9 +32,7 @@ type Closed struct {
 // 0 for the caller's.
 func Close(netnsFD int, addrs ...netip.Addr) (Closed, error) {
 	var done Closed
-	for i := range addrs {
-		addrs[i] = addrs[i].Unmap()
-	}
+	addrs = unmapped(addrs)
 	d, err := dial(netnsFD)
 	if err != nil {
 		return done, fmt.Errorf("closing flows: %w", err)
@@ -65,6 +63,28 @@ func Close(netnsFD int, addrs ...netip.Addr) (Closed, error) {
 		}
 	}
 	return done, errors.New("closing flows: new sockets are connected as fast as they are closed; is the packet filter in force?")
+}
+
+// Count is how many sockets are connected to one of the addresses.
+func Count(netnsFD int, addrs ...netip.Addr) (int, error) {
+	d, err := dial(netnsFD)
+	if err != nil {
+		return 0, fmt.Errorf("counting flows: %w", err)
+	}
+	defer d.conn.Close()
+	found, err := d.sockets(unmapped(addrs))
+	if err != nil {
+		return 0, fmt.Errorf("counting flows: %w", err)
+	}
+	return len(found), nil
+}
+
+func unmapped(addrs []netip.Addr) []netip.Addr {
+	out := make([]netip.Addr, 0, len(addrs))
+	for _, a := range addrs {
+		out = append(out, a.Unmap())
+	}
+	return out
 }
 
 func hint(err error) string {

@@ -15,12 +15,9 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/veilor/veilor-os/internal/tier"
 )
 
 const (
@@ -59,17 +56,29 @@ type Key struct {
 	Tags       []string  `json:"aclTags"`
 }
 
+// Live says whether a machine could still join with the key. One that the server
+// has stored without an expiration (it shows none) can.
+func (k Key) Live(now time.Time) bool {
+	return (k.Reusable || !k.Used) && (k.Expiration.IsZero() || k.Expiration.After(now))
+}
+
 // String hides the secret.
 func (k Key) String() string { return "pre-auth key " + k.ID }
 
 // Node is a machine that has joined.
 type Node struct {
-	ID        string       `json:"id"`
-	Name      string       `json:"givenName"`
-	Addresses []netip.Addr `json:"ipAddresses"`
-	Tags      []string     `json:"tags"`
-	Online    bool         `json:"online"`
-	LastSeen  time.Time    `json:"lastSeen"`
+	// ID is never given out twice.
+	ID   string `json:"id"`
+	Name string `json:"givenName"`
+	// MachineKey ("mkey:…") stays when the machine joins again.
+	MachineKey string    `json:"machineKey"`
+	CreatedAt  time.Time `json:"createdAt"`
+	// PreAuthKey is what it joined with, if the server still has it.
+	PreAuthKey *Key         `json:"preAuthKey"`
+	Addresses  []netip.Addr `json:"ipAddresses"`
+	Tags       []string     `json:"tags"`
+	Online     bool         `json:"online"`
+	LastSeen   time.Time    `json:"lastSeen"`
 }
 
 // CreateKey mints a single-use key for machines with the given tag.
@@ -143,17 +152,8 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 // DeleteNode removes a machine from the tailnet, and makes sure that it is gone.
 // A node that is gone already is no error.
 func (c *Client) DeleteNode(ctx context.Context, id string) error {
-	if err := c.call(ctx, http.MethodDelete, "/node/"+url.PathEscape(id), nil, nil); err != nil {
-		// What code an unknown id gets differs by version; the list decides.
-		var refused *Refused
-		if !errors.As(err, &refused) || errors.Is(err, ErrUnauthorized) {
-			return fmt.Errorf("deleting node %s: %w", id, err)
-		}
-		nodes, listErr := c.Nodes(ctx)
-		if listErr != nil || slices.ContainsFunc(nodes, func(n Node) bool { return n.ID == id }) {
-			return fmt.Errorf("deleting node %s: %w", id, err)
-		}
-		return nil
+	if err := c.deleteNode(ctx, id); err != nil {
+		return err
 	}
 	nodes, err := c.Nodes(ctx)
 	if err != nil {
@@ -161,25 +161,6 @@ func (c *Client) DeleteNode(ctx context.Context, id string) error {
 	}
 	if slices.ContainsFunc(nodes, func(n Node) bool { return n.ID == id }) {
 		return fmt.Errorf("deleting node %s: the server said yes, but it is still there", id)
-	}
-	return nil
-}
-
-// RemoveMachine deletes every node that has one of the machine's addresses, and
-// makes sure that none is left. It is deleted and never only given another tag:
-// a node keeps its session keys for as long as it is a node.
-func (c *Client) RemoveMachine(ctx context.Context, m tier.Machine) error {
-	nodes, err := c.Nodes(ctx)
-	if err != nil {
-		return fmt.Errorf("removing %s: %w", m.Name, err)
-	}
-	for _, n := range nodes {
-		if !slices.ContainsFunc(n.Addresses, func(a netip.Addr) bool { return slices.Contains(m.Tailnet, a) }) {
-			continue
-		}
-		if err := c.DeleteNode(ctx, n.ID); err != nil {
-			return fmt.Errorf("removing %s: %w", m.Name, err)
-		}
 	}
 	return nil
 }

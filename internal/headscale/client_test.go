@@ -284,19 +284,6 @@ func TestDeleteNode(t *testing.T) {
 	}
 }
 
-func TestRemoveMachine(t *testing.T) {
-	s := &server{nodes: []map[string]any{guestNode}}
-	c := start(t, s)
-	other := tier.Machine{Name: "bob", Tailnet: []netip.Addr{netip.MustParseAddr("100.64.0.77")}}
-	if err := c.RemoveMachine(t.Context(), other); err != nil || len(s.nodes) != 1 {
-		t.Errorf("%v, %d nodes left of 1", err, len(s.nodes))
-	}
-	ann := tier.Machine{Name: "ann", Tailnet: []netip.Addr{netip.MustParseAddr("100.64.0.2")}}
-	if err := c.RemoveMachine(t.Context(), ann); err != nil || len(s.nodes) != 0 {
-		t.Errorf("%v, %d nodes left of 0", err, len(s.nodes))
-	}
-}
-
 func TestCreateKey(t *testing.T) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	for _, c := range []struct{ name, key, want string }{

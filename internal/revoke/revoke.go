@@ -1,258 +1,199 @@
 // Package revoke takes a machine off every layer, and does not forget it.
 //
 // An order to revoke is a file before anything is done, and stays one until
-// every step has confirmed: through errors, a control server that is down, and
-// kill -9. Steps run in the order that closes the door soonest (the edges'
-// filters, then the control server), and one that fails does not hold up the
-// next.
+// every place that knows the machine has confirmed: through errors, a control
+// server that is down, and kill -9. The edges come first, since a laptop whose
+// tailnet is cut goes there; then the control server; then the sockets and the
+// lists of the machine that this runs on. A place that fails or hangs does not
+// hold up the next. When all have confirmed, all are read once more: a machine
+// that came back meanwhile is no machine that is gone.
 //
-//	Put ──> pending ──a step confirms──> pending, one fewer ──all have──> done
-//	            ^              │ a step fails
-//	            └── later ─────┘
+//	Put ──> pending ──a place confirms──> pending, one fewer ──all have──> read again ──> done
+//	         ^    ^          │ a place fails                                  │ it is back
+//	         │    └── later ─┘                                                │
+//	         └────────────────────────────────────────────────────────────────┘
 package revoke
 
 import (
-	"context"
-	"encoding/json"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/tier"
 )
 
-const (
-	// first and longest are how long after a failure a step is tried again: soon,
-	// since the goal is 5 s for a layer that answers, and often enough for one
-	// that comes back after hours to be closed within the minute promised.
-	first   = time.Second
-	longest = 20 * time.Second
-	// stepLimit is for one try of one step.
-	stepLimit = 15 * time.Second
-)
-
-// Step takes a machine off one layer. It must be safe to repeat, and return nil
-// only for what it has read back.
-type Step struct {
-	// Name is unique and stable: it is in the queue's files.
-	Name string
-	Do   func(context.Context, tier.Machine) error
+// Subject is who is revoked: everything by which some layer knows the machine.
+type Subject struct {
+	// Name is what people call it, and what edges and Headscale know it by.
+	Name string `json:"name"`
+	// Keys are its Yggdrasil keys. Without one an edge looks for the name.
+	Keys []site.Key `json:"keys,omitempty"`
+	// NoKey says that it has no Yggdrasil key: a phone, for example.
+	NoKey bool `json:"no_key,omitempty"`
+	// Nodes are Headscale's ids, which it never gives out twice, and MachineKeys
+	// what a machine keeps when it joins again. Without either, Headscale's nodes
+	// are chosen by Addresses, or else by Name, and only those that had joined
+	// when the order was given: both pass on to the next machine.
+	Nodes       []string `json:"nodes,omitempty"`
+	MachineKeys []string `json:"machine_keys,omitempty"`
+	// NoNode says that it is not in the tailnet.
+	NoNode bool `json:"no_node,omitempty"`
+	// Addresses are those of the tailnet.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// PreAuthKeys are Headscale's ids of keys that would let it back in. Those
+	// that its nodes joined with are found without being named.
+	PreAuthKeys []string `json:"pre_auth_keys,omitempty"`
 }
 
-// Order is one machine to revoke.
-type Order struct {
-	ID      string       `json:"id"`
-	At      time.Time    `json:"at"`
-	Machine tier.Machine `json:"-"`
-	// Confirmed are the steps that are done, by when.
-	Confirmed map[string]time.Time `json:"confirmed"`
-	// Failed are the last errors of the others.
-	Failed map[string]string `json:"-"`
+// plain is the subject in the one form that its file has too: sorted, without
+// doubles, keys as edges write them.
+func (s Subject) plain() Subject {
+	s.Keys = slices.Clone(s.Keys)
+	for i, k := range s.Keys {
+		s.Keys[i] = site.Key(strings.ToLower(string(k)))
+	}
+	return s.with(Subject{})
 }
 
-// Done says whether all of the steps have confirmed.
-func (o Order) Done(steps []Step) bool {
-	return !slices.ContainsFunc(steps, func(s Step) bool { return o.Confirmed[s.Name].IsZero() })
+// with joins two descriptions of the same machine.
+func (s Subject) with(o Subject) Subject {
+	s.Keys = union(s.Keys, o.Keys)
+	s.Nodes = union(s.Nodes, o.Nodes)
+	s.MachineKeys = union(s.MachineKeys, o.MachineKeys)
+	s.Addresses = unionFunc(s.Addresses, o.Addresses, netip.Addr.Compare)
+	s.PreAuthKeys = union(s.PreAuthKeys, o.PreAuthKeys)
+	s.NoKey = (s.NoKey || o.NoKey) && len(s.Keys) == 0
+	s.NoNode = (s.NoNode || o.NoNode) && len(s.Nodes) == 0
+	return s
 }
 
-// file is an order as it is stored.
-type file struct {
-	Order
-	Name      string       `json:"name"`
-	Tier      string       `json:"tier"`
-	Tailnet   []netip.Addr `json:"tailnet"`
-	Yggdrasil site.Key     `json:"yggdrasil"`
-	Reticulum string       `json:"reticulum"`
+// all are its addresses on all layers.
+func (s Subject) all() []netip.Addr {
+	as := slices.Clone(s.Addresses)
+	for _, k := range s.Keys {
+		if a := (tier.Machine{Yggdrasil: k}).YggdrasilAddress(); a.IsValid() {
+			as = append(as, a)
+		}
+	}
+	return as
 }
 
-// Queue is a directory of orders.
-type Queue struct {
-	Dir   string
-	Steps []Step
-	Now   func() time.Time
-	// Wait sleeps until the time is over or the context ends.
-	Wait func(context.Context, time.Duration) error
-}
-
-var idRe = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,80}$`)
-
-// Put writes the order down. When it returns, the machine will be revoked, even
-// if this process dies now. id names the order; the same id again is the same
-// order.
-func (q *Queue) Put(id string, m tier.Machine) (Order, error) {
-	if !idRe.MatchString(id) {
-		return Order{}, fmt.Errorf("revoking: %q is no name of an order; use a-z, 0-9 and -", id)
+func (s Subject) check() error {
+	if s.Name == "" || len(s.Name) > maxName || strings.ContainsFunc(s.Name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return fmt.Errorf("%q is no name of a machine", s.Name)
 	}
-	if len(m.Tailnet) == 0 && m.Yggdrasil == "" && m.Reticulum == "" {
-		return Order{}, fmt.Errorf("revoking %s: neither an address nor a key is known of it, so nothing could be closed", m.Name)
+	for _, k := range s.Keys {
+		if k.Bytes() == nil {
+			return fmt.Errorf("%q is no Yggdrasil key; write its 64 hex digits", k)
+		}
 	}
-	if o, err := q.read(id); err == nil {
-		return o, nil
+	for _, n := range slices.Concat(s.Nodes, s.PreAuthKeys) {
+		if !number.MatchString(n) {
+			return fmt.Errorf("%q is no id of Headscale; `headscale nodes list` shows them, as numbers", n)
+		}
 	}
-	if err := os.MkdirAll(q.Dir, 0o700); err != nil {
-		return Order{}, fmt.Errorf("revoking %s: %w", m.Name, err)
+	for _, a := range s.Addresses {
+		if tier.LayerOf(a) != tier.Tailnet {
+			return fmt.Errorf("%s is no address of the tailnet", a)
+		}
 	}
-	m.Revoked = true
-	o := Order{ID: id, At: q.Now(), Machine: m, Confirmed: map[string]time.Time{}}
-	return o, q.write(o)
-}
-
-func (q *Queue) path(id string) string { return filepath.Join(q.Dir, id+".json") }
-
-func (q *Queue) write(o Order) error {
-	data, err := json.MarshalIndent(file{o, o.Machine.Name, o.Machine.Tier, o.Machine.Tailnet, o.Machine.Yggdrasil, o.Machine.Reticulum}, "", "  ")
-	if err == nil {
-		err = renameio.WriteFile(q.path(o.ID), append(data, '\n'), 0o600)
-	}
-	if err == nil {
-		err = syncDir(q.Dir)
-	}
-	if err != nil {
-		return fmt.Errorf("writing the order to revoke %s: %w", o.Machine.Name, err)
+	if s.NoKey && s.NoNode {
+		return errors.New("neither in the tailnet nor in Yggdrasil: nothing could be closed")
 	}
 	return nil
 }
 
-// syncDir makes the names in a directory durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+const maxName = 200
+
+var number = regexp.MustCompile(`^[1-9][0-9]{0,19}$`)
+
+func union[T cmp.Ordered](a, b []T) []T { return unionFunc(a, b, cmp.Compare[T]) }
+
+func unionFunc[T comparable](a, b []T, order func(T, T) int) []T {
+	out := slices.Concat(a, b)
+	slices.SortFunc(out, order)
+	return slices.Compact(out)
 }
 
-func (q *Queue) read(id string) (Order, error) {
-	data, err := os.ReadFile(q.path(id))
-	if err != nil {
-		return Order{}, err
-	}
-	return parse(id, data)
+// Kind is a kind of place.
+type Kind string
+
+// The kinds, in the order in which they are closed.
+const (
+	Edge    Kind = "edge"    // At is the URL of its control socket
+	Tailnet Kind = "tailnet" // At is Headscale's URL
+	Here    Kind = "here"    // sockets and packet filter of this machine; no At
+	List    Kind = "list"    // At is a list of machines (tier.ReadMachines)
+)
+
+var kinds = []Kind{Edge, Tailnet, Here, List}
+
+// Place is something that knows machines and must forget one.
+type Place struct {
+	Kind Kind   `json:"kind"`
+	At   string `json:"at,omitempty"`
 }
 
-func parse(id string, data []byte) (Order, error) {
-	var f file
-	if err := json.Unmarshal(data, &f); err != nil {
-		return Order{}, fmt.Errorf("reading order %s: %w", id, err)
-	}
-	o := f.Order
-	o.ID = id
-	o.Machine = tier.Machine{Name: f.Name, Tier: f.Tier, Revoked: true, Tailnet: f.Tailnet, Yggdrasil: f.Yggdrasil, Reticulum: f.Reticulum}
-	if o.Confirmed == nil {
-		o.Confirmed = map[string]time.Time{}
-	}
-	return o, nil
+func (p Place) String() string { return strings.TrimSpace(string(p.Kind) + " " + p.At) }
+
+// rank is when it is its turn.
+func (p Place) rank() int { return slices.Index(kinds, p.Kind) }
+
+// Confirmation is what a place has been read back to have done.
+type Confirmation struct {
+	At time.Time `json:"at"`
+	// What is for people: "key refused, 1 link closed".
+	What string `json:"what"`
 }
 
-// Pending are the orders that are not done, the oldest first. A file that
-// cannot be read is an error, with the others: somebody is to be revoked, and
-// nobody knows who.
-func (q *Queue) Pending() ([]Order, error) {
-	entries, err := os.ReadDir(q.Dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the orders to revoke: %w", err)
-	}
-	var orders []Order
-	var errs []error
-	for _, e := range entries {
-		id, ok := strings.CutSuffix(e.Name(), ".json")
-		if !ok || !idRe.MatchString(id) {
-			continue // a temporary file of a write that never ended
-		}
-		o, err := q.read(id)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		orders = append(orders, o)
-	}
-	slices.SortStableFunc(orders, func(a, b Order) int { return a.At.Compare(b.At) })
-	return orders, errors.Join(errs...)
+// Order is one machine to revoke.
+type Order struct {
+	ID      string    `json:"-"`
+	At      time.Time `json:"at"`
+	Subject Subject   `json:"subject"`
+	// Places are all that must confirm, in order.
+	Places []Place `json:"places"`
+	// Confirmed are those that have, by Place.String.
+	Confirmed map[string]Confirmation `json:"confirmed"`
+	// Failed are the last errors of the others.
+	Failed map[string]error `json:"-"`
 }
 
-// Once tries every step that has not confirmed, of every order. It returns the
-// orders as they are then; those that are done are no longer in the queue.
-func (q *Queue) Once(ctx context.Context) ([]Order, error) {
-	orders, err := q.Pending()
-	errs := []error{err}
-	// Step by step, not order by order: a control server that hangs must not
-	// keep the edges open for the next machine.
-	for _, s := range q.Steps {
-		for i := range orders {
-			o := &orders[i]
-			if !o.Confirmed[s.Name].IsZero() || ctx.Err() != nil {
-				continue
-			}
-			try, cancel := context.WithTimeout(ctx, stepLimit)
-			err := s.Do(try, o.Machine)
-			cancel()
-			if err != nil {
-				if o.Failed == nil {
-					o.Failed = map[string]string{}
-				}
-				o.Failed[s.Name] = err.Error()
-				if errors.Is(err, context.DeadlineExceeded) {
-					break // it hangs; the next order would wait as long
-				}
-				continue
-			}
-			o.Confirmed[s.Name] = q.Now()
-			errs = append(errs, q.write(*o))
+// Open are the places that have not confirmed.
+func (o Order) Open() []Place {
+	var open []Place
+	for _, p := range o.Places {
+		if _, ok := o.Confirmed[p.String()]; !ok {
+			open = append(open, p)
 		}
 	}
-	for _, o := range orders {
-		if o.Done(q.Steps) {
-			errs = append(errs, os.Remove(q.path(o.ID)))
-		}
-	}
-	return orders, errors.Join(errs...)
+	return open
 }
 
-// Run works until the context ends. wake is sent to after a Put; report gets
-// the orders after every round that had any.
-func (q *Queue) Run(ctx context.Context, wake <-chan struct{}, report func([]Order, error)) error {
-	delay := first
-	for ctx.Err() == nil {
-		orders, err := q.Once(ctx)
-		if len(orders) > 0 || err != nil {
-			report(orders, err)
-		}
-		open := err != nil || slices.ContainsFunc(orders, func(o Order) bool { return !o.Done(q.Steps) })
-		if !open {
-			delay = first
-			select {
-			case <-ctx.Done():
-			case <-wake:
-			}
-			continue
-		}
-		woken, cancel := context.WithCancel(ctx)
-		go func() {
-			select {
-			case <-woken.Done():
-			case <-wake:
-				cancel()
-			}
-		}()
-		err = q.Wait(woken, delay)
-		cancel()
-		delay = min(2*delay, longest)
-		if err != nil {
-			delay = first // somebody new
-		}
+// Done says whether every place has confirmed.
+func (o Order) Done() bool { return len(o.Open()) == 0 }
+
+// ID is the name of a machine's order: its own, if that can be a file's.
+func ID(name string) string {
+	id := strings.Trim(notID.ReplaceAllString(strings.ToLower(name), "-"), "-")
+	if id == name && len(id) <= maxID && id != "" {
+		return id
 	}
-	return context.Cause(ctx)
+	sum := sha256.Sum256([]byte(name))
+	return strings.TrimLeft(id[:min(len(id), maxID)]+"-"+hex.EncodeToString(sum[:4]), "-")
 }
+
+const maxID = 80
+
+var (
+	notID = regexp.MustCompile(`[^a-z0-9-]+`)
+	idRe  = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,90}$`)
+)

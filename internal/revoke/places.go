@@ -1,0 +1,307 @@
+package revoke
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/veilor/veilor-os/internal/edge"
+	"github.com/veilor/veilor-os/internal/flows"
+	"github.com/veilor/veilor-os/internal/headscale"
+	"github.com/veilor/veilor-os/internal/packetfilter"
+	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/tier"
+)
+
+// clockSkew is how far Headscale's clock may be from this machine's, when nodes
+// are chosen by when they joined.
+const clockSkew = time.Minute
+
+// Doors opens the real places.
+type Doors struct {
+	// Headscale connects to the server at a URL, which it must refuse if it is
+	// not the one that its API key is for.
+	Headscale func(url string) (*headscale.Client, error)
+}
+
+// Open is for [Queue.Open].
+func (d Doors) Open(p Place) (Step, error) {
+	switch p.Kind {
+	case Edge:
+		c, err := edge.NewClient(p.At)
+		return edgeStep{c}, err
+	case Tailnet:
+		c, err := d.Headscale(p.At)
+		return tailnetStep{c}, err
+	case Here:
+		return hereStep{}, nil
+	case List:
+		return listStep{p.At}, nil
+	}
+	return nil, fmt.Errorf("%q is no kind of place", p.Kind)
+}
+
+// edgeStep has an edge refuse the machine's keys.
+type edgeStep struct{ c *edge.Client }
+
+var errNoKey = errors.New("no Yggdrasil key of this machine is known: revoke it again with --key, or with --no-key if it has none")
+
+func (s edgeStep) Close(ctx context.Context, o Order) (string, error) {
+	keys, err := s.keys(ctx, o.Subject)
+	if err != nil {
+		return "", err
+	}
+	links, ended := 0, 0
+	for _, k := range keys {
+		closed, err := s.c.Revoke(ctx, k)
+		if err != nil {
+			return "", err
+		}
+		links, ended = links+closed.Links, ended+closed.Flows
+	}
+	if err := s.refused(ctx, keys); err != nil {
+		return "", err
+	}
+	if len(keys) == 0 {
+		return "it has no key, and no node here has its name", nil
+	}
+	return fmt.Sprintf("%s refused; %s and %s closed", count(len(keys), "key"), count(links, "link"), count(ended, "flow")), nil
+}
+
+func (s edgeStep) Check(ctx context.Context, o Order) error {
+	if len(o.Subject.Keys) > 0 {
+		return s.refused(ctx, o.Subject.Keys)
+	}
+	l, err := s.c.Nodes(ctx)
+	if err == nil && len(named(l, o.Subject.Name)) > 0 {
+		err = fmt.Errorf("it admits a key of %s", o.Subject.Name)
+	}
+	return err
+}
+
+// keys are the subject's, or those that the edge knows by its name.
+func (s edgeStep) keys(ctx context.Context, sub Subject) ([]site.Key, error) {
+	if len(sub.Keys) > 0 {
+		return sub.Keys, nil
+	}
+	l, err := s.c.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	keys := named(l, sub.Name)
+	if len(keys) == 0 && !sub.NoKey {
+		return nil, errNoKey
+	}
+	return keys, nil
+}
+
+func named(l edge.List, name string) []site.Key {
+	var keys []site.Key
+	for _, n := range l.Nodes {
+		if strings.EqualFold(n.Name, name) {
+			keys = append(keys, n.Key)
+		}
+	}
+	return keys
+}
+
+// refused says yes only to what the edge itself lists.
+func (s edgeStep) refused(ctx context.Context, keys []site.Key) error {
+	l, err := s.c.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		switch {
+		case l.Admits(k):
+			return fmt.Errorf("it said yes, but still admits key %.8s…", k)
+		case l.Connected(k):
+			return fmt.Errorf("it refuses key %.8s…, but a link with it stands", k)
+		case !slices.Contains(l.Revoked, k):
+			return fmt.Errorf("it said yes, but key %.8s… is not among those it refuses for good", k)
+		}
+	}
+	return nil
+}
+
+// tailnetStep deletes the machine's nodes and what would let it join again.
+type tailnetStep struct{ c *headscale.Client }
+
+func (s tailnetStep) Close(ctx context.Context, o Order) (string, error) {
+	gone, err := s.c.Evict(ctx, o.matches, o.Subject.PreAuthKeys)
+	switch {
+	case errors.Is(err, headscale.ErrUnauthorized):
+		return "", fmt.Errorf("%w: %w", ErrClosed, err)
+	case err != nil:
+		return "", err
+	}
+	what := "no node of it is there"
+	if len(gone.Nodes) > 0 {
+		what = "deleted node " + strings.Join(gone.Nodes, ", ")
+	}
+	if len(gone.Keys) > 0 {
+		what += "; expired pre-auth key " + strings.Join(gone.Keys, ", ")
+	}
+	return what, nil
+}
+
+func (s tailnetStep) Check(ctx context.Context, o Order) error {
+	nodes, err := s.c.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if o.matches(n) {
+			return fmt.Errorf("node %s (%s) is there", n.ID, n.Name)
+		}
+	}
+	return nil
+}
+
+// matches says whether a node is the machine's; see [Subject].
+func (o Order) matches(n headscale.Node) bool {
+	s := o.Subject
+	if len(s.Nodes) > 0 || len(s.MachineKeys) > 0 {
+		return slices.Contains(s.Nodes, n.ID) || slices.Contains(s.MachineKeys, n.MachineKey)
+	}
+	if s.NoNode || n.CreatedAt.After(o.At.Add(clockSkew)) {
+		return false
+	}
+	if len(s.Addresses) > 0 {
+		return slices.ContainsFunc(n.Addresses, func(a netip.Addr) bool { return slices.Contains(s.Addresses, a) })
+	}
+	return strings.EqualFold(n.Name, s.Name)
+}
+
+// hereStep closes the packet filter of this machine, if it has ours, and ends
+// its sockets with the machine.
+type hereStep struct{}
+
+func (h hereStep) Close(_ context.Context, o Order) (string, error) {
+	filters, err := h.filter(o)
+	if err != nil {
+		return "", err
+	}
+	closed, err := flows.Close(0, o.Subject.all()...)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s and %s ended; dropped by %s", count(closed.Sockets, "socket"), count(closed.Tracked, "tracked flow"), count(filters, "packet filter")), nil
+}
+
+func (h hereStep) Check(_ context.Context, o Order) error {
+	if _, err := h.filter(o); err != nil {
+		return err
+	}
+	n, err := flows.Count(0, o.Subject.all()...)
+	if err == nil && n > 0 {
+		err = fmt.Errorf("%s with it: it came back, or never left", count(n, "socket"))
+	}
+	return err
+}
+
+// filter counts the packet filters that drop the machine now. Where none of
+// ours is in force there is nothing to close.
+func (hereStep) filter(o Order) (int, error) {
+	byLayer := map[tier.Layer][]netip.Addr{}
+	for _, a := range o.Subject.all() {
+		byLayer[tier.LayerOf(a)] = append(byLayer[tier.LayerOf(a)], a)
+	}
+	n := 0
+	for l, as := range byLayer {
+		switch err := packetfilter.Revoke(packetfilter.TableName(l), as); {
+		case errors.Is(err, packetfilter.ErrNoTable):
+		case err != nil:
+			return n, err
+		default:
+			n++
+		}
+	}
+	return n, nil
+}
+
+// listStep marks the machine in a list that packet filters are compiled from:
+// the next one must not let it in again.
+type listStep struct{ file string }
+
+func (s listStep) read(o Order) (ms []tier.Machine, its []int, err error) {
+	data, err := os.ReadFile(s.file)
+	if err != nil {
+		return nil, nil, err
+	}
+	ms, err = tier.ReadMachines(bytes.NewReader(data))
+	if err != nil {
+		return nil, nil, err
+	}
+	for i, m := range ms {
+		if InList(o.Subject, m) {
+			its = append(its, i)
+		}
+	}
+	return ms, its, nil
+}
+
+// InList says whether an entry of a list of machines is the subject: it has its
+// name, or one of its keys.
+func InList(s Subject, m tier.Machine) bool {
+	return strings.EqualFold(m.Name, s.Name) || m.Yggdrasil != "" && slices.Contains(s.Keys, m.Yggdrasil)
+}
+
+func (s listStep) Close(_ context.Context, o Order) (string, error) {
+	ms, its, err := s.read(o)
+	if err != nil {
+		return "", err
+	}
+	marked := 0
+	for _, i := range its {
+		if !ms[i].Revoked {
+			ms[i].Revoked = true
+			marked++
+		}
+	}
+	if len(its) == 0 {
+		return "it is not in the list", nil
+	}
+	if marked > 0 {
+		mode := os.FileMode(0o644)
+		if info, err := os.Stat(s.file); err == nil {
+			mode = info.Mode().Perm()
+		}
+		var b bytes.Buffer
+		if err := tier.WriteMachines(&b, ms); err != nil {
+			return "", err
+		}
+		if err := renameio.WriteFile(s.file, b.Bytes(), mode); err != nil {
+			return "", err
+		}
+	}
+	return "marked as revoked", nil
+}
+
+func (s listStep) Check(_ context.Context, o Order) error {
+	ms, its, err := s.read(o)
+	if err != nil {
+		return err
+	}
+	for _, i := range its {
+		if !ms[i].Revoked {
+			return fmt.Errorf("%s is not marked", ms[i].Name)
+		}
+	}
+	return nil
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
