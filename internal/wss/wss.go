@@ -12,7 +12,6 @@ package wss
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -88,14 +87,8 @@ func (d *Dialer) Dial(ctx context.Context, t Target) (*Conn, error) {
 			return nil, err
 		}
 		c.wire = newMeter(raw)
-		tc := tls.Client(c.wire, &tls.Config{
-			ServerName:         t.URL.Hostname(), // crypto/tls sends no SNI for an IP address
-			RootCAs:            d.Roots,
-			InsecureSkipVerify: !t.Verify, // see Target.Verify
-			MinVersion:         tls.VersionTLS12,
-			NextProtos:         []string{"http/1.1"},
-		})
-		if err := tc.HandshakeContext(ctx); err != nil {
+		tc, err := handshake(ctx, c.wire, t.URL.Hostname(), d.Roots, t.Verify)
+		if err != nil {
 			raw.Close()
 			return nil, fmt.Errorf("TLS with %s: %w", t.URL.Hostname(), err)
 		}
