@@ -104,34 +104,6 @@ The answer is on stdout and the exit code is 0, whether allowed or denied.`,
 	return c
 }
 
-func policyMatrix() *cobra.Command {
-	var at fleetFlags
-	var asJSON bool
-	c := &cobra.Command{
-		Use:   "matrix",
-		Short: "Show who may reach what, as the site has it",
-		Long: `matrix shows for every class of machines what it may open of every class and of
-every host that has a service. It is what the site means; what was measured is
-in docs/evidence.`,
-		Example: `  veilor-forge policy matrix
-  veilor-forge policy matrix --json`,
-		Args: exactly(0, "no arguments"),
-		RunE: func(c *cobra.Command, _ []string) error {
-			p, err := at.policy()
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(c.OutOrStdout(), p.Matrix())
-			}
-			return writeMatrix(c.OutOrStdout(), p.Matrix())
-		},
-	}
-	at.flags(c)
-	c.Flags().BoolVar(&asJSON, "json", false, "answer in JSON")
-	return c
-}
-
 // writeMatrix is one row for each source. Nothing is a dot, so that a column
 // can be followed by eye.
 func writeMatrix(w io.Writer, cells []tier.Cell) error {

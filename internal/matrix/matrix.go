@@ -174,19 +174,7 @@ func (r *Record) WriteTo(w io.Writer) (int64, error) {
 	return int64(n), err
 }
 
-// layers, sources and destinations are in the order in which they appear.
-func (r *Record) layers() []string {
-	return distinct(r.Cells, func(c Cell) (string, bool) { return c.Layer, true })
-}
-
-func (r *Record) sources(condition string) []End {
-	return distinct(r.Cells, func(c Cell) (End, bool) { return c.Source, c.Condition == condition })
-}
-
-func (r *Record) destinations() []End {
-	return distinct(r.Cells, func(c Cell) (End, bool) { return c.Destination, true })
-}
-
+// distinct lists what of finds, in the order of the cells.
 func distinct[T comparable](cells []Cell, of func(Cell) (T, bool)) []T {
 	var all []T
 	for _, c := range cells {
@@ -195,14 +183,4 @@ func distinct[T comparable](cells []Cell, of func(Cell) (T, bool)) []T {
 		}
 	}
 	return all
-}
-
-// cell finds one, or nil where nothing was tried.
-func (r *Record) cell(condition, layer string, from, to End) *Cell {
-	for i := range r.Cells {
-		if c := &r.Cells[i]; c.Condition == condition && c.Layer == layer && c.Source == from && c.Destination == to {
-			return c
-		}
-	}
-	return nil
 }

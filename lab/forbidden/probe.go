@@ -94,7 +94,8 @@ var (
 func (t *town) plain(from *machine, l tier.Layer) []*probe {
 	var ps []*probe
 	for _, to := range t.machines {
-		if to == from {
+		// A stranger's machine is its own affair; only the guest asks it.
+		if to == from || to.Tier == "" && from.Name != guest {
 			continue
 		}
 		for i, dst := range to.Addresses(l) {

@@ -37,7 +37,7 @@ func Conditions() []Condition {
 	return []Condition{
 		{"open", "the ISP lets everything pass", nil, []tier.Layer{tier.Tailnet, tier.Yggdrasil}},
 		{"tailnet-blocked", "UDP and the control server are dropped", blocked, []tier.Layer{tier.Yggdrasil}},
-		{"edge-blocked", "and the edge: only the public peer is left",
+		{"edge-blocked", "UDP, the control server and the edge are dropped",
 			append(slices.Clone(blocked), censor.Host("edge", world.EdgeAddress)), []tier.Layer{tier.Yggdrasil}},
 	}
 }
