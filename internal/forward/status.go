@@ -105,3 +105,35 @@ func settled(h mesh.Health, asked, now time.Time) bool {
 	}
 	return false
 }
+
+// Explanation is what decides how a service is reached.
+type Explanation struct {
+	Status  Status
+	Service Service
+	// Plan is what a connection would do now.
+	Plan []mesh.Step
+}
+
+// Explain says what is known of the named service, without asking any layer. ok
+// is false if there is no such service.
+func (f *Forwarder) Explain(name string) (e Explanation, ok bool) {
+	for _, s := range f.services {
+		if s.Name == name {
+			e.Status, e.Service = s.status(), s.Service
+			s.mu.Lock()
+			e.Plan = s.mesh.Order()
+			s.mu.Unlock()
+			return e, true
+		}
+	}
+	return e, false
+}
+
+// Names are the names of the services.
+func (f *Forwarder) Names() []string {
+	var names []string
+	for _, s := range f.services {
+		names = append(names, s.Name)
+	}
+	return names
+}

@@ -255,6 +255,11 @@ func (s *Service) Changed(now time.Time) {
 // Plan says in which order a new connection tries the layers.
 func (s *Service) Plan(now time.Time) []Step {
 	s.Want(now)
+	return s.Order()
+}
+
+// Order is the plan that a connection would get, without wanting one.
+func (s *Service) Order() []Step {
 	ranked := slices.Clone(s.layers)
 	slices.SortStableFunc(ranked, func(a, b *layer) int { return rank(a.State) - rank(b.State) })
 	steps := make([]Step, len(ranked))

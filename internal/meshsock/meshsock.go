@@ -1,0 +1,267 @@
+// Package meshsock is veilor-mesh's socket: HTTP with JSON on a unix socket, for
+// root and the people who log in.
+//
+// The kernel says who asks (SO_PEERCRED, unix(7)); a daemon that was broken into
+// learns nothing from it. What changes something is for root alone. Deciding
+// for the person at the desktop by polkit may come later.
+package meshsock
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Path is where veilor-mesh listens.
+const Path = "/run/veilor/mesh.sock"
+
+const (
+	// maxAsking is how many may ask at once. A person and a few programs of the
+	// desktop do.
+	maxAsking = 16
+	// maxOpen is how many may be connected; beyond, the kernel lets them wait.
+	maxOpen = 4 * maxAsking
+	// headerLimit ends a client that does not ask.
+	headerLimit = 5 * time.Second
+	// stopLimit is how long open questions may take when the daemon stops.
+	stopLimit = 3 * time.Second
+	// maxAnswer bounds what a client reads: 500 events of a timeline have
+	// 100 kB.
+	maxAnswer = 1 << 20
+	// maxQuestion bounds what a server reads.
+	maxQuestion = 4 << 10
+)
+
+// Listen opens the socket. It takes the path over from a process that is gone.
+func Listen(ctx context.Context, path string) (net.Listener, error) {
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("opening the status socket: somebody answers on %s; is veilor-mesh running already? (`systemctl status veilor-mesh`)", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("opening the status socket: %w", err)
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the status socket: %w", err)
+	}
+	// Everybody may connect; Serve looks at who it is and can then say why not.
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("opening the status socket: %w", err)
+	}
+	return l, nil
+}
+
+// Server answers on the socket.
+type Server struct {
+	// Handler answers who is let in.
+	Handler http.Handler
+	// Allow says whether a user may ask.
+	Allow func(uid uint32) bool
+}
+
+// asker is the context key of who asks.
+type asker struct{}
+
+// User is who asks; ok is false if that is not known.
+func User(r *http.Request) (uid uint32, ok bool) {
+	uid, ok = r.Context().Value(asker{}).(uint32)
+	return uid, ok
+}
+
+// RootOnly refuses everybody else.
+func RootOnly(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if uid, ok := User(r); !ok || uid != 0 {
+			http.Error(w, "only root may do that", http.StatusForbidden)
+			return
+		}
+		h(w, r)
+	}
+}
+
+// Serve answers until ctx ends.
+func (s Server) Serve(ctx context.Context, l net.Listener) error {
+	asking := make(chan struct{}, maxAsking)
+	srv := &http.Server{
+		ReadHeaderTimeout: headerLimit, IdleTimeout: headerLimit, MaxHeaderBytes: 4 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if uid, err := peer(c); err == nil {
+				ctx = context.WithValue(ctx, asker{}, uid)
+			}
+			return ctx
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if uid, ok := User(r); !ok || !s.Allow(uid) {
+				http.Error(w, "only root and people who log in may ask", http.StatusForbidden)
+				return
+			}
+			select {
+			case asking <- struct{}{}:
+				defer func() { <-asking }()
+			default:
+				http.Error(w, "too many ask at once", http.StatusServiceUnavailable)
+				return
+			}
+			r.Body = http.MaxBytesReader(w, r.Body, maxQuestion)
+			s.Handler.ServeHTTP(w, r)
+		}),
+	}
+	stop := context.AfterFunc(ctx, func() {
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
+		defer cancel()
+		if srv.Shutdown(limit) != nil {
+			srv.Close()
+		}
+	})
+	defer stop()
+	if err := srv.Serve(&bounded{l, make(chan struct{}, maxOpen)}); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("answering on the status socket: %w", err)
+	}
+	return nil
+}
+
+// peer asks the kernel who is at the other end.
+func peer(c net.Conn) (uint32, error) {
+	if b, ok := c.(*boundedConn); ok {
+		c = b.Conn
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return 0, errors.New("asking who it is: not a unix socket")
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	if e := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); e != nil {
+		return 0, e
+	}
+	if err != nil {
+		return 0, os.NewSyscallError("getsockopt", err)
+	}
+	return cred.Uid, nil
+}
+
+// bounded accepts so many connections at a time.
+type bounded struct {
+	net.Listener
+	open chan struct{}
+}
+
+func (b *bounded) Accept() (net.Conn, error) {
+	c, err := b.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case b.open <- struct{}{}:
+		return &boundedConn{Conn: c, open: b.open, held: make(chan struct{}, 1)}, nil
+	default:
+		c.Close() // an empty answer; the next question may be heard
+		return b.Accept()
+	}
+}
+
+type boundedConn struct {
+	net.Conn
+	open, held chan struct{}
+}
+
+// Close gives the place back, once.
+func (c *boundedConn) Close() error {
+	select {
+	case c.held <- struct{}{}:
+		<-c.open
+	default:
+	}
+	return c.Conn.Close()
+}
+
+// Answer writes v as JSON.
+func Answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(v) // the asker is gone or reads it
+}
+
+// Client asks.
+type Client struct{ Path string }
+
+// ErrNotFound says that the daemon knows nothing of what was asked for.
+var ErrNotFound = errors.New("not found")
+
+// Get asks for path and reads the answer into out.
+func (c Client) Get(ctx context.Context, path string, out any) error {
+	return c.do(ctx, http.MethodGet, path, nil, out)
+}
+
+// Post tells in.
+func (c Client) Post(ctx context.Context, path string, in any) error {
+	return c.do(ctx, http.MethodPost, path, in, nil)
+}
+
+func (c Client) do(ctx context.Context, method, path string, in, out any) error {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", c.Path)
+		},
+	}}
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://mesh"+path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+			return fmt.Errorf("nobody listens on %s", filepath.Clean(c.Path))
+		case errors.Is(err, context.DeadlineExceeded):
+			return errors.New("no answer in time")
+		}
+		return err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("reading its answer: %w", err)
+	}
+	switch {
+	case resp.StatusCode == http.StatusNotFound:
+		return ErrNotFound
+	case resp.StatusCode/100 != 2:
+		if why := strings.TrimSpace(string(data)); why != "" && len(why) < 200 {
+			return fmt.Errorf("it says: %s", why)
+		}
+		return fmt.Errorf("it says %s", strings.ToLower(resp.Status))
+	case out == nil:
+		return nil
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("reading its answer: %w", err)
+	}
+	return nil
+}
