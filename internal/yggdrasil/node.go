@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"github.com/yggdrasil-network/yggdrasil-go/src/core"
-	"github.com/yggdrasil-network/yggdrasil-go/src/ipv6rwc"
 	"github.com/yggdrasil-network/yggdrasil-go/src/tun"
 	"golang.org/x/sys/unix"
 
@@ -67,7 +66,7 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error
 	if err != nil {
 		return err
 	}
-	iface, err := tun.New(ipv6rwc.NewReadWriteCloser(node), lib, tun.InterfaceName(cfg.IfName), tun.InterfaceMTU(cfg.IfMTU))
+	iface, err := tun.New(newPackets(node, time.Now), lib, tun.InterfaceName(cfg.IfName), tun.InterfaceMTU(cfg.IfMTU))
 	if err != nil {
 		node.Stop()
 		return tunError(cfg.IfName, err)
@@ -135,6 +134,13 @@ func newCore(cfg *Config, key ed25519.PrivateKey, lib *logger) (*core.Core, erro
 			a, ok := netip.AddrFromSlice(ip)
 			return ok && !Overlay(a.Unmap())
 		}),
+	}
+	if cfg.GroupPasswordPath != "" {
+		password, err := readGroupPassword(cfg.GroupPasswordPath)
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, core.GroupPassword(password))
 	}
 	// No AllowedPublicKey: that list cannot change while the node runs. Whoever
 	// comes to the library's sockets has been through our door.
