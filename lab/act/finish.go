@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/veilor/veilor-os/internal/matrix"
 	"github.com/veilor/veilor-os/lab/report"
 )
 
@@ -47,7 +48,8 @@ func (s *Stage) writeReport(began time.Time) error {
 	}
 	took := time.Since(began)
 	s.checks = append(s.checks, report.Fact("demo.time", "the whole run", report.Seconds(took), "s"))
-	if err := report.Append(path, s.checks...); err != nil {
+	err := report.Append(path, s.checks...)
+	if err != nil {
 		return err
 	}
 	p := &s.page
@@ -63,9 +65,26 @@ func (s *Stage) writeReport(began time.Time) error {
 	if s.browser != nil {
 		p.Samples, _ = s.browser.all()
 	}
+	if p.Tiers, err = s.tiers(); err != nil {
+		return err
+	}
 	p.Commit = s.commit()
 	p.Versions = s.versions()
 	return p.Write(filepath.Join(s.Out, "report.html"))
+}
+
+// tiers is what was last measured of who reaches what, with a date of its own;
+// nil if nothing was.
+func (s *Stage) tiers() (*matrix.Record, error) {
+	f, err := os.Open(filepath.Join(s.Source, "docs/evidence/tiers.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading what was measured of the tiers: %w", err)
+	}
+	defer f.Close()
+	return matrix.Read(f)
 }
 
 // commit of this checkout; "-dirty" if there is more in it.

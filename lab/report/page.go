@@ -3,12 +3,15 @@ package report
 import (
 	"bytes"
 	_ "embed"
+	"errors"
 	"fmt"
 	"html/template"
+	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
 
+	"github.com/veilor/veilor-os/internal/matrix"
 	"github.com/veilor/veilor-os/lab/browse"
 )
 
@@ -27,6 +30,8 @@ type Page struct {
 	Acts    []Act
 	// Checks are shown as bars if they have a limit, else as a list.
 	Checks []Check
+	// Tiers, if set, is who reaches what, as it was measured.
+	Tiers *matrix.Record
 	// Screens are what a person in front of the laptop saw.
 	Screens []Screen
 	// StandIns say what here is not the real thing.
@@ -108,6 +113,8 @@ func (p *Page) Render() ([]byte, error) {
 		Longest        time.Duration
 		Bars           []bar
 		Plain          []Check
+		Squares        template.HTML
+		SquaresNarrow  template.HTML
 	}{Page: p}
 	for _, a := range p.Acts {
 		view.Longest = max(view.Longest, a.Took)
@@ -127,6 +134,17 @@ func (p *Page) Render() ([]byte, error) {
 	}
 	if len(p.Samples) > 0 {
 		view.Wide, view.Narrow = drawTimeline(wide, p.Samples, p.Bands), drawTimeline(narrow, p.Samples, p.Bands)
+	}
+	if p.Tiers != nil {
+		var wide, narrow strings.Builder
+		if err := errors.Join(p.Tiers.SVG(&wide, matrix.Wide), p.Tiers.SVG(&narrow, matrix.Narrow)); err != nil {
+			return nil, fmt.Errorf("making the report page: %w", err)
+		}
+		// Inside HTML the namespace goes without saying.
+		inline := func(svg string) template.HTML {
+			return template.HTML(strings.Replace(svg, ` xmlns="http://www.w3.org/2000/svg"`, "", 1))
+		}
+		view.Squares, view.SquaresNarrow = inline(wide.String()), inline(narrow.String())
 	}
 	for _, c := range p.Checks {
 		if c.Status == Fail {

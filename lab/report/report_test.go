@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/veilor/veilor-os/internal/matrix"
 	"github.com/veilor/veilor-os/lab/browse"
 )
 
@@ -79,6 +80,14 @@ func runOf(seconds int) *Page {
 			Held("units.failed", "No unit has failed", nil),
 			Held("policy.unsigned", "An unsigned image is refused", errors.New("the image was accepted")),
 			Skipped("kvm", "Boot with KVM", "no KVM that works on this machine"),
+		},
+		Tiers: &matrix.Record{
+			Date: start, Commit: "b49938b2f0c1", Conditions: []matrix.Condition{{Name: "open", Text: "the ISP lets <everything> pass"}},
+			Cells: []matrix.Cell{
+				{Condition: "open", Layer: "tailnet", Source: matrix.End{Name: "laptop", Class: "guest"}, Destination: matrix.End{Name: "nullstone", Class: "infra"}, Open: []string{"443/tcp"}, Refused: 30},
+				{Condition: "open", Layer: "yggdrasil", Source: matrix.End{Name: "laptop", Class: "guest"}, Destination: matrix.End{Name: "cousin", Class: "guest"}, Refused: 29, Leaked: []string{"22/tcp"}},
+			},
+			Control: matrix.Control{Sent: 60, Seen: 60},
 		},
 		Screens: []Screen{{When: "joined", Command: "veilor status", Text: "x.veilor     reachable over tailnet <direct>"}},
 		StandIns: []StandIn{
