@@ -1,6 +1,7 @@
 package image
 
 import (
+	"archive/tar"
 	"maps"
 	"slices"
 	"strings"
@@ -11,7 +12,7 @@ import (
 func (b *Base) Setuid() []string {
 	var found []string
 	for _, p := range slices.Sorted(maps.Keys(b.files)) {
-		if b.files[p].mode&0o6000 != 0 && b.files[p].link == "" && !strings.HasPrefix(p, objects) {
+		if f := b.files[p]; f.typ == tar.TypeReg && f.mode&0o6000 != 0 && !strings.HasPrefix(p, objects) {
 			found = append(found, p)
 		}
 	}
