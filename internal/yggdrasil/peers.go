@@ -276,6 +276,8 @@ func (s *supervisor) bridge(ctx context.Context, lis *net.UnixListener, t *trans
 	if err := ours(local); err != nil {
 		return err
 	}
+	// The wall clock, not s.now: what is measured is the kernel's.
+	go keepalive(ctx, t.conn, rand.Float64, time.After)
 	return t.conn.Bridge(ctx, local, func(late bool) {
 		e := peering.Event(peering.Clear{ID: l.id})
 		if late {
@@ -283,6 +285,35 @@ func (s *supervisor) bridge(ctx context.Context, lis *net.UnixListener, t *trans
 		}
 		s.tell(ctx, result{event: e, peer: l.peer})
 	})
+}
+
+// line is what keepalive needs of a transport.
+type line interface {
+	Idle() (time.Duration, error)
+	Ping(context.Context) error
+}
+
+// keepalive speaks on an idle line until ctx ends, so that a NAT on the way
+// remembers it, and so that a line that died in silence is found before it is
+// needed: what nobody acknowledges makes the transport's watch suspicious.
+func keepalive(ctx context.Context, l line, rand func() float64, after func(time.Duration) <-chan time.Time) {
+	k := peering.NewKeepalive(rand)
+	_, wait := k.Step(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-after(wait):
+		}
+		idle, err := l.Idle()
+		if err != nil {
+			return // closed
+		}
+		var speak bool
+		if speak, wait = k.Step(idle); speak {
+			go l.Ping(ctx) // whether it is answered is the watch's business
+		}
+	}
 }
 
 // ours says whether the other end of a Unix socket is this process. The
