@@ -10,6 +10,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 const (
@@ -25,7 +26,16 @@ const (
 
 // Pack is files as one PEM block, the form in which a directory is stored,
 // mailed and put into an image.
-func Pack(files Files) ([]byte, error) { return pack(bundleType, files) }
+func Pack(files Files) ([]byte, error) {
+	texts := map[string]string{} // as text they pack to half of what bytes do
+	for name, data := range files {
+		if !utf8.Valid(data) {
+			return nil, fmt.Errorf("packing: %w: %s is no text", ErrDamaged, name)
+		}
+		texts[name] = string(data)
+	}
+	return pack(bundleType, texts)
+}
 
 func pack(kind string, v any) ([]byte, error) {
 	z, err := squeeze(v)
@@ -106,7 +116,12 @@ func unsqueeze(kind string, z []byte) (*Packet, error) {
 		p.Reserve = new(Envelope)
 		err = d.Decode(p.Reserve)
 	} else {
-		err = d.Decode(&p.Files)
+		var texts map[string]string
+		err = d.Decode(&texts)
+		p.Files = Files{}
+		for name, text := range texts {
+			p.Files[name] = []byte(text)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the directory: %w: %w", ErrDamaged, err)
