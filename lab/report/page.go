@@ -3,6 +3,7 @@ package report
 import (
 	"bytes"
 	_ "embed"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"html/template"
@@ -62,11 +63,18 @@ type Act struct {
 	Status     Status
 }
 
-// Screen is the output of a command at some moment.
+// Screen is the output of a command at some moment, or a picture.
 type Screen struct {
 	// When says the moment: "UDP + control server dropped".
 	When          string
 	Command, Text string
+	// PNG is shown instead of Text, if there is one.
+	PNG []byte
+}
+
+// Source is the picture as the page carries it.
+func (s Screen) Source() template.URL {
+	return template.URL("data:image/png;base64," + base64.StdEncoding.EncodeToString(s.PNG))
 }
 
 // StandIn is a part that takes the place of another one.
