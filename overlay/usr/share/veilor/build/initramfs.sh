@@ -7,10 +7,19 @@ set -eu
 # The base keeps its hardened allocator out of the initramfs, which has no copy
 # of the library that this file names.
 preload=/usr/lib/systemd/system.conf.d/40-hardened_malloc.conf
+release=/usr/lib/os-release
 aside=$(mktemp -d)
-restore() { [ ! -e "$aside/preload" ] || mv "$aside/preload" "$preload"; }
+cp -p "$release" "$aside/release"
+restore() {
+	cp -p "$aside/release" "$release"
+	[ ! -e "$aside/preload" ] || mv "$aside/preload" "$preload"
+}
 trap restore EXIT
 [ ! -e "$preload" ] || mv "$preload" "$aside/preload"
+
+# dracut copies os-release. With the version in it the initramfs, the largest
+# file of an update, would change every day.
+sed -i -E '/^(OSTREE_|IMAGE_)?VERSION=/d' "$release"
 
 set -- /usr/lib/modules/*
 [ $# -eq 1 ] && [ -d "$1" ] || { echo "rebuilding the initramfs: want one kernel in /usr/lib/modules, have: $*" >&2; exit 1; }
