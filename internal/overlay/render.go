@@ -44,6 +44,16 @@ func Render(src fs.FS, s *site.Site) (Tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the overlay: %w", err)
 	}
+	more := look.Funcs()
+	// Without include in what is included, nothing can include itself.
+	more["include"] = func(p string) (string, error) {
+		data, err := fs.ReadFile(src, p+".tmpl")
+		if err != nil {
+			return "", err
+		}
+		text, err := expand(p, data, s, look.Funcs())
+		return string(text), err
+	}
 	var entries []Entry
 	var errs []error
 	err = fs.WalkDir(src, ".", func(p string, d fs.DirEntry, err error) error {
@@ -53,10 +63,10 @@ func Render(src fs.FS, s *site.Site) (Tree, error) {
 		if d.IsDir() {
 			return nil
 		}
-		if p == UndoFile || p == BasePolicyFile || strings.HasPrefix(p, scriptsDir) {
+		if p == UndoFile || p == BasePolicyFile || p == CeilingsFile || strings.HasPrefix(p, scriptsDir) {
 			return nil
 		}
-		e, err := read(src, p, d, s, look)
+		e, err := read(src, p, d, s, more)
 		if err != nil {
 			errs = append(errs, err)
 			return nil
@@ -86,7 +96,7 @@ func readTheme(src fs.FS) (*theme.Theme, error) {
 }
 
 // read makes the entry of one file of the overlay.
-func read(src fs.FS, p string, d fs.DirEntry, s *site.Site, look *theme.Theme) (Entry, error) {
+func read(src fs.FS, p string, d fs.DirEntry, s *site.Site, more template.FuncMap) (Entry, error) {
 	bad := func(format string, args ...any) (Entry, error) {
 		return Entry{}, fmt.Errorf("reading the overlay: %s: %s", p, fmt.Sprintf(format, args...))
 	}
@@ -127,7 +137,7 @@ func read(src fs.FS, p string, d fs.DirEntry, s *site.Site, look *theme.Theme) (
 		if e.Path = name; e.Group != Branding {
 			e.Group = Site
 		}
-		if e.Data, err = expand(p, data, s, look); err != nil {
+		if e.Data, err = expand(p, data, s, more); err != nil {
 			return Entry{}, fmt.Errorf("rendering the overlay: %w", err)
 		}
 	}
@@ -193,8 +203,8 @@ func der(text []byte) (string, error) {
 	return base64.StdEncoding.EncodeToString(block.Bytes), nil
 }
 
-func expand(name string, data []byte, s *site.Site, look *theme.Theme) ([]byte, error) {
-	t, err := template.New(name).Option("missingkey=error").Funcs(funcs).Funcs(siteFuncs(s)).Funcs(look.Funcs()).Parse(string(data))
+func expand(name string, data []byte, s *site.Site, more template.FuncMap) ([]byte, error) {
+	t, err := template.New(name).Option("missingkey=error").Funcs(funcs).Funcs(siteFuncs(s)).Funcs(more).Parse(string(data))
 	if err != nil {
 		return nil, err
 	}

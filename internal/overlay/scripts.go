@@ -11,6 +11,10 @@ import (
 // in the image while it is built. It is not part of the image.
 const scriptsDir = "scripts/"
 
+// CeilingsFile lists the services that may be more exposed than others, and why. It
+// is in the overlay directory but not in the image; see internal/check.
+const CeilingsFile = "ceilings.yaml"
+
 // ComponentsScript is the name of the script that [Components] makes, as the recipe
 // calls it.
 const ComponentsScript = "veilor-components.sh"

@@ -12,6 +12,7 @@
 //	resolver          where the stub for the zone listens: 127.83.0.53
 //	mirror            where the image lies on the mesh: dl.veilor/veilor/veilor-os
 //	der CERTIFICATE   a PEM certificate as base64 of its DER form
+//	include PATH      what the template PATH.tmpl of the overlay becomes
 //	hex, rgb, unit    a colour of the theme by its name; see [theme.Theme.Funcs]
 //
 // What is then called NAME.png.svg is drawn, and the image has NAME.png.
