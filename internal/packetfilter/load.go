@@ -256,7 +256,7 @@ func Counts(table string, opts ...nftables.ConnOption) (map[string]uint64, error
 			name, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 			for _, e := range r.Exprs {
 				if n, ok := e.(*expr.Counter); ok {
-					counts[name] = n.Packets
+					counts[name] += n.Packets
 				}
 			}
 		}
