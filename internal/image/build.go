@@ -60,6 +60,9 @@ type Options struct {
 	// Step, if set, is called at the beginning of each step and returns what
 	// ends it.
 	Step func(name string) (end func(detail string))
+
+	// beforeExchange, if set, is called when the image is whole beside its place.
+	beforeExchange func()
 }
 
 // Layer is one layer that a build added.

@@ -40,15 +40,14 @@ yggdrasil:
   public: []
 `
 
-func testSite(t *testing.T) *site.Site {
-	t.Helper()
+func makeSite() (*site.Site, error) {
 	s, err := site.Parse("site.yaml", []byte(siteText))
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	s.Image.Signatures[0].Keys[0].Data = []byte("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
 	s.Authority.Data = []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-	return s
+	return s, nil
 }
 
 func testOverlay() fstest.MapFS {
@@ -67,23 +66,34 @@ func testOverlay() fstest.MapFS {
 // options are a build that works; the base is at dir/base.
 func options(t *testing.T, dir string) Options {
 	t.Helper()
-	r, err := recipe.Parse("recipe.yml", imagetest.Recipe)
+	o, err := makeOptions(dir)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return o
+}
+
+func makeOptions(dir string) (Options, error) {
+	s, err := makeSite()
+	if err != nil {
+		return Options{}, err
+	}
+	r, err := recipe.Parse("recipe.yml", imagetest.Recipe)
+	if err != nil {
+		return Options{}, err
 	}
 	table, err := ParseReplacements("stand-ins.yaml", []byte(imagetest.StandIns))
 	if err != nil {
-		t.Fatal(err)
+		return Options{}, err
 	}
 	return Options{
-		StandIns: table,
-		Site:     testSite(t), Recipe: r, Overlay: testOverlay(),
+		Site: s, Recipe: r, Overlay: testOverlay(), StandIns: table,
 		Base: Dir{Path: filepath.Join(dir, "base")}, Out: Dir{Path: filepath.Join(dir, "out")},
 		Version: "44.test.1", Arch: "amd64", Cache: filepath.Join(dir, "cache"),
 		Programs: func(context.Context) (overlay.Tree, error) {
 			return overlay.Tree{{Path: "usr/bin/veilor", Exec: true, Data: []byte("program"), Group: overlay.Programs}}, nil
 		},
-	}
+	}, nil
 }
 
 func writeBase(t *testing.T, o Options, f imagetest.Files) {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -41,21 +42,77 @@ func write(ctx context.Context, o Options, img v1.Image) (err error) {
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return fmt.Errorf("writing %s: %w", o.Out, err)
 	}
-	tmp, err := os.MkdirTemp(filepath.Dir(out), "."+filepath.Base(out)+"-")
+	tmp, free, err := workDir(out)
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", o.Out, err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp), free()) }()
 	if err := fill(ctx, tmp, o, img); err != nil {
 		return fmt.Errorf("writing %s: %w", o.Out, err)
 	}
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return fmt.Errorf("writing %s: %w", o.Out, err)
 	}
+	if o.beforeExchange != nil {
+		o.beforeExchange()
+	}
 	if err := exchange(tmp, out); err != nil {
 		return fmt.Errorf("writing %s: %w", o.Out, err)
 	}
 	return nil
+}
+
+// workDirTries is how often a directory may be tidied away, by another build,
+// between being made and being locked.
+const workDirTries = 8
+
+// workDir makes a directory beside out, locked until free is called, and removes
+// those of builds that were killed: their locks went with them.
+func workDir(out string) (dir string, free func() error, err error) {
+	pattern := "." + filepath.Base(out) + "-"
+	entries, err := os.ReadDir(filepath.Dir(out))
+	if err != nil {
+		return "", nil, err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), pattern) || !e.IsDir() {
+			continue
+		}
+		p := filepath.Join(filepath.Dir(out), e.Name())
+		unlock, err := lockDir(p)
+		if err != nil {
+			continue // in use, or gone in the meantime
+		}
+		if err := errors.Join(os.RemoveAll(p), unlock()); err != nil {
+			return "", nil, fmt.Errorf("removing what a killed build left: %w", err)
+		}
+	}
+	for range workDirTries {
+		dir, err = os.MkdirTemp(filepath.Dir(out), pattern)
+		if err != nil {
+			return "", nil, err
+		}
+		if free, err = lockDir(dir); err != nil {
+			continue // another build tidied up in between
+		}
+		if _, err = os.Stat(dir); err == nil {
+			return dir, free, nil
+		}
+		err = errors.Join(err, free())
+	}
+	return "", nil, err
+}
+
+// lockDir takes the lock of a directory, or fails if another process has it.
+func lockDir(dir string) (unlock func() error, err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f.Close, nil
 }
 
 // exchange puts tmp at out. What was at out is at tmp afterwards.
