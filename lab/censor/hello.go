@@ -20,6 +20,10 @@ const helloLimit = 20 << 10
 type clientHello struct {
 	serverName string
 	suites     []uint16
+	extensions []uint16
+	versions   []uint16 // that it supports
+	signatures []uint16 // algorithms
+	protocols  []string // of ALPN
 }
 
 // helloReader puts the beginnings of connections together and marks those whose
@@ -203,13 +207,51 @@ func readHello(body cryptobyte.String) (h clientHello, r reading) {
 		if !extensions.ReadUint16(&id) || !extensions.ReadUint16LengthPrefixed(&data) {
 			return h, hopeless
 		}
-		var names, name cryptobyte.String
-		var kind uint8
-		if id == 0 && data.ReadUint16LengthPrefixed(&names) && names.ReadUint8(&kind) && kind == 0 && names.ReadUint16LengthPrefixed(&name) {
-			h.serverName = string(name)
-		}
+		h.extensions = append(h.extensions, id)
+		h.readExtension(id, data)
 	}
 	return h, complete
+}
+
+// Extensions that are read (IANA, TLS ExtensionType Values).
+const (
+	serverNameExtension = 0
+	signaturesExtension = 13
+	alpnExtension       = 16
+	versionsExtension   = 43
+)
+
+// readExtension takes what it understands of an extension.
+func (h *clientHello) readExtension(id uint16, data cryptobyte.String) {
+	numbers := func(list cryptobyte.String) (all []uint16) {
+		var n uint16
+		for list.ReadUint16(&n) {
+			all = append(all, n)
+		}
+		return all
+	}
+	var list, item cryptobyte.String
+	switch id {
+	case serverNameExtension:
+		var kind uint8
+		if data.ReadUint16LengthPrefixed(&list) && list.ReadUint8(&kind) && kind == 0 && list.ReadUint16LengthPrefixed(&item) {
+			h.serverName = string(item)
+		}
+	case signaturesExtension:
+		if data.ReadUint16LengthPrefixed(&list) {
+			h.signatures = numbers(list)
+		}
+	case versionsExtension:
+		if data.ReadUint8LengthPrefixed(&list) {
+			h.versions = numbers(list)
+		}
+	case alpnExtension:
+		if data.ReadUint16LengthPrefixed(&list) {
+			for list.ReadUint8LengthPrefixed(&item) {
+				h.protocols = append(h.protocols, string(item))
+			}
+		}
+	}
 }
 
 // goSuites are the cipher suites that Go's TLS offers, from a hello of its own.
