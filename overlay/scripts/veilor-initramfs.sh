@@ -1,7 +1,6 @@
 #!/bin/sh
 # Rebuilds the initramfs, where the passphrase is asked for, so that it has veilor's
-# boot screen. Run once by the recipe, in the image that is being built; there is no
-# other use for it.
+# boot screen.
 set -eu
 
 # The base keeps its hardened allocator out of the initramfs, which has no copy
@@ -22,7 +21,10 @@ trap restore EXIT
 sed -i -E '/^(OSTREE_|IMAGE_)?VERSION=/d' "$release"
 
 set -- /usr/lib/modules/*
-[ $# -eq 1 ] && [ -d "$1" ] || { echo "rebuilding the initramfs: want one kernel in /usr/lib/modules, have: $*" >&2; exit 1; }
+if [ $# -ne 1 ] || [ ! -d "$1" ]; then
+	echo "rebuilding the initramfs: want one kernel in /usr/lib/modules, have: $*" >&2
+	exit 1
+fi
 dracut --force --no-hostonly --reproducible --add "ostree plymouth" --kver "${1##*/}" "$1/initramfs.img"
 chmod 0600 "$1/initramfs.img"
 
