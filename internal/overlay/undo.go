@@ -207,6 +207,8 @@ func Script(list []Undo) []byte {
 	var b strings.Builder
 	b.WriteString(`#!/bin/sh
 # Made of overlay/undo.yaml by veilor-forge; change that file instead.
+# Texts of the base are meant as they stand:
+# shellcheck disable=SC2016
 set -eu
 
 root=${VEILOR_UNDO_ROOT-}

@@ -1,0 +1,181 @@
+package check
+
+import (
+	"strings"
+
+	"github.com/veilor/veilor-os/internal/trust"
+)
+
+// breakage is one way to break one rule.
+type breakage struct {
+	rule, name string
+	do         func(*world)
+	want       string // part of a problem
+}
+
+const (
+	ygg2    = "overlay/usr/share/veilor/ygg.json.tmpl"
+	units   = "overlay/usr/lib/systemd/system/"
+	preset  = "overlay/usr/lib/systemd/system-preset/30-veilor.preset"
+	undo    = "overlay/undo.yaml"
+	mime    = "overlay/etc/xdg/mimeapps.list"
+	managed = "overlay/etc/trivalent/policies/managed/veilor.json.tmpl"
+	askFor  = "overlay/usr/libexec/veilor/install-thorium"
+)
+
+// edits returns a change of one text in one file.
+func edits(name, old, new string) func(*world) {
+	return func(w *world) { w.edit(name, old, new) }
+}
+
+func puts(name, text string) func(*world) { return func(w *world) { w.put(name, text) } }
+
+func removes(names ...string) func(*world) { return func(w *world) { w.remove(names...) } }
+
+// inImage puts a built image beside the checkout.
+func inImage(setuid []string, files ...string) func(*world) {
+	return func(w *world) {
+		f := fakeImage{files: map[string]string{}, setuid: setuid}
+		for _, n := range files {
+			f.files[n] = ""
+		}
+		w.image = f
+	}
+}
+
+var breaks = []breakage{
+	{"recipe", "unknown key", edits(recipePath, "description:", "summary:"), "summary"},
+	{"recipe", "unknown module", edits(recipePath, "type: os-release", "type: brand"), `no module "brand"`},
+	{"recipe-site", "release", edits(recipePath, "image-version: 44", "image-version: 45"), "image-version"},
+	{"base-known", "never existed", func(w *world) {
+		w.edit(recipePath, "kinoite-main-hardened", "securecore-kinoite-hardened-userns")
+	}, "securecore-kinoite-hardened-userns"},
+	{"image-name", "deprecated", func(w *world) { w.site.Image.Ref = "ghcr.io/veilor/veilor-userns" }, `"userns"`},
+	{"release", "in the overlay", puts("overlay/etc/x.conf", "base = fedora-44\n"), "etc/x.conf:1"},
+	{"release", "another", edits(recipePath, "veilor-os 44", "veilor-os 43"), `"veilor-os 43"`},
+	{"os-release", "ID", edits(recipePath, "      IMAGE_ID: veilor-os", "      ID: veilor\n      IMAGE_ID: veilor-os"), "sets ID=veilor"},
+	{"os-release", "name", edits(recipePath, "NAME: veilor-os\n", "NAME: other\n"), "NAME is"},
+	{"no-rootpw", "kickstart", puts("kickstart/x.ks", "lang en_US\nrootpw --plaintext x\n"), "kickstart/x.ks: rootpw"},
+	{"no-rootpw", "pipe", puts("overlay/usr/libexec/veilor/x", "echo root:x | chpasswd\n"), "chpasswd"},
+	{"installer-log", "none", puts("kickstart/install.ks", "text\n%post\n%end\n"), "no %onerror"},
+	{"overlay", "template", puts("overlay/etc/x.tmpl", "{{ .Nothing }}"), "can't evaluate field Nothing"},
+	{"overlay", "place", puts("overlay/var/x", ""), "only usr/ and etc/"},
+	{"undo", "not first", func(w *world) {
+		w.edit(recipePath, "      - veilor-undo.sh\n", "      - veilor-verify.sh\n")
+	}, "veilor-undo.sh"},
+	{"undo", "no file", removes("overlay/usr/libexec/secureblue/verify-provenance.sh"), "action replace"},
+	{"undo", "broken", puts(undo, "undo: 3\n"), "undo.yaml"},
+	{"usr-etc", "image", inImage(nil, "usr/etc/passwd", "etc/passwd"), "/usr/etc beside /etc"},
+	{"kargs", "blacklist", edits(recipePath, "- nvidia-drm.fbdev=1", "- nvidia-drm.fbdev=1\n      - modprobe.blacklist=nouveau"), "modprobe.blacklist"},
+	{"kargs", "no picture", edits(recipePath, "nvidia-drm.modeset=1", "quiet"), "lack nvidia-drm.modeset=1"},
+	{"components", "not called", edits(recipePath, "      - veilor-components.sh\n", ""), "does not call veilor-components.sh"},
+
+	{"site-complete", "as it is", func(*world) {}, "not set"},
+	{"tiers", "all", func(w *world) { w.site.Tiers[2].Reach = []string{"*:*"} }, ""},
+	{"names", "nobody may", func(w *world) { w.site.Tiers[2].Reach = nil }, "no tier names it"},
+	{"names", "another zone", func(w *world) {
+		pair, err := trust.Create("other", now)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.site.Authority.Data = pair.Certificate
+	}, "not bound"},
+
+	{"sudo", "install", edits(recipePath, "dnf -y reinstall sudo", "dnf -y install sudo"), "does not run `dnf -y reinstall sudo`"},
+	{"sudo", "the hint", edits(undo, "/etc/profile.d/sudo-missing-message.sh", "/etc/profile.d/other.sh"), "does not remove /etc/profile.d/sudo-missing-message.sh"},
+	{"sudo", "not verified", edits("overlay/scripts/veilor-verify.sh", "rpm -V sudo", "true"), "rpm -V sudo"},
+	{"sudoers", "syntax", edits("overlay/etc/sudoers.d/50-veilor", "%wheel\tALL=(ALL:ALL)\tALL", "%wheel ALL ALL ALL"), "/etc/sudoers.d/50-veilor"},
+	{"sudoers", "no password", edits("overlay/etc/sudoers.d/50-veilor", "(ALL:ALL)\tALL", "(ALL:ALL)\tNOPASSWD: ALL"), "NOPASSWD"},
+	{"sudoers", "name", puts("overlay/etc/sudoers.d/51.veilor", "# nothing\n"), "does not read a file of this name"},
+	{"setuid", "image", inImage([]string{"usr/bin/sudo", "usr/bin/su", "usr/lib64/libhardened_malloc.so"}), "/usr/bin/su of the image"},
+	{"setuid", "not called", edits(recipePath, "      - veilor-verify.sh\n", ""), "does not call veilor-verify.sh"},
+	{"xwayland", "twin", edits(undo, "      - /usr/etc/systemd/user/plasma-kwin_wayland.service.d/override.conf\n", "      - /usr/etc/other\n"), "leaves the twin"},
+	{"xwayland", "no switch", edits("overlay/usr/share/veilor/veilor.just", "veilor-xwayland MODE", "xwayland MODE"), "no recipe veilor-xwayland"},
+	{"xwayland", "not imported", edits(undo, "import '/usr/share/veilor/veilor.just'", "import '/usr/share/other.just'"), "does not append"},
+	{"updates", "timer", edits(recipePath, "        - rpm-ostreed-automatic.timer\n", ""), "does not mask rpm-ostreed-automatic.timer"},
+	{"update-command", "none", func(w *world) {
+		for n := range w.files {
+			if strings.HasPrefix(n, "cmd/veilor/") {
+				delete(w.files, n)
+			}
+		}
+	}, "no command update"},
+	{"provenance", "stub", edits("overlay/usr/libexec/secureblue/verify-provenance.sh", "slsa-verifier verify-image", "exit 0 #"), "slsa-verifier verify-image"},
+	{"provenance", "other image", edits("overlay/usr/share/veilor/provenance.conf.tmpl", "image={{ .Image.Ref }}", "image=ghcr.io/other/os"), "image=ghcr.io/veilor/veilor-os"},
+
+	{"trivalent", "default", edits(mime, "x-scheme-handler/https=trivalent.desktop", "x-scheme-handler/https=firefox.desktop"), `x-scheme-handler/https is opened by "firefox.desktop"`},
+	{"trivalent", "removed", edits(recipePath, "    install:\n      packages:\n        - tailscale\n", "    install:\n      packages:\n        - tailscale\n    remove:\n      packages:\n        - trivalent\n"), "removes trivalent"},
+	{"trivalent", "Plasma's own list", puts("overlay/etc/xdg/kde-mimeapps.list", "[Default Applications]\n"), "would win"},
+	{"trivalent", "image", inImage(nil, "usr/bin/bash"), "the image has no /usr/share/applications/trivalent.desktop"},
+	{"trivalent-policy", "no bounds", edits(managed, `[{{ json .Zone }}]`, `["veilor", "com"]`), "is permitted"},
+	{"trivalent-policy", "own resolver", edits(managed, `"off"`, `"secure"`), "DnsOverHttpsMode"},
+	{"trivalent-policy", "more", edits(managed, `"DnsOverHttpsMode"`, `"JavaScriptJitAllowedForSites": [], "DnsOverHttpsMode"`), "sets JavaScriptJitAllowedForSites"},
+	{"mullvad-browser", "other key", edits("overlay/scripts/veilor-mullvad.sh", mullvadKey, strings.Repeat("A", 40)), mullvadKey},
+	{"mullvad-browser", "by dnf", edits(recipePath, "        - tailscale\n", "        - tailscale\n        - mullvad-browser\n"), "without holding the key"},
+	{"mullvad-browser", "not checked", edits(undo, `      - "gpgcheck=1"`, `      - "enabled=0"`), "gpgcheck=1"},
+	{"thorium", "package", edits(recipePath, "        - tailscale\n", "        - tailscale\n        - thorium-browser\n"), "names it"},
+	{"thorium", "default", edits(mime, "text/html=trivalent.desktop", "text/html=veilor-thorium.desktop"), "text/html is opened by"},
+	{"thorium", "image", inImage(nil, "usr/bin/thorium-browser"), "/usr/bin/thorium-browser"},
+	{"thorium-by-hand", "does not ask", edits(askFor, "read -rp", "answer=yes #"), "downloads before it asks"},
+	{"thorium-by-hand", "layered", edits(askFor, `mkdir -p -- "$home/applications"`, "rpm-ostree install thorium"), "rpm-ostree"},
+	{"thorium-by-hand", "for links", edits(askFor, "Terminal=false", "Terminal=false\nMimeType=text/html;"), "MimeType="},
+
+	{"tailscale", "on", edits(recipePath, "      disabled:\n        - tailscaled.service\n", ""), "does not disable tailscaled.service"},
+	{"tailscale", "no preset", removes("overlay/usr/lib/systemd/system-preset/30-veilor-tailscale.preset"), "no preset disables"},
+	{"tailscale", "not installed", edits(recipePath, "        - tailscale\n", "        - wireguard-tools\n"), "does not install tailscale"},
+	{"resolver", "zone", edits("overlay/etc/unbound/conf.d/veilor.conf.tmpl", "stub-addr", "forward-addr"), "stub-addr: 127.83.0.53"},
+	{"resolver", "MagicDNS", puts("overlay/usr/libexec/veilor/x", "tailscale up --accept-dns\n"), "switches MagicDNS on"},
+	{"yggdrasil", "listens", edits(ygg2, `"Listen": []`, `"Listen": ["tls://0.0.0.0:443"]`), "Listen is"},
+	{"yggdrasil", "admits all", edits(ygg2, `{{if .PeerKeys}}{{json .PeerKeys}}{{else}}[]{{end}}`, `[]`), "admits everybody"},
+	{"yggdrasil", "not pinned", edits(ygg2, `"Key": {{json $p.Key}}`, `"Key": ""`), "not pinned"},
+	{"yggdrasil", "admin", edits(ygg2, "unix:///run/veilor-ygg/admin.sock", "tcp://127.0.0.1:9001"), "AdminListen"},
+	{"overlay-interfaces", "managed", edits("overlay/usr/lib/NetworkManager/conf.d/90-veilor.conf", "managed=0", "managed=1"), "leaves tailscale0 and ygg0 alone"},
+	{"firewalld", "twice", puts("overlay/etc/firewalld/zones/mine.xml", `<?xml version="1.0" encoding="utf-8"?><zone target="DROP"><interface name="ygg0"/></zone>`), "ygg0 is in 2 zones"},
+	{"firewalld", "target", puts("overlay/usr/lib/firewalld/zones/bad.xml", `<?xml version="1.0" encoding="utf-8"?><zone target="MAYBE"><short>x</short></zone>`), "firewalld: "},
+
+	{"policy", "one group", func(w *world) { w.site.Image.Signatures = w.site.Image.Signatures[:1] }, "has 1 requirements"},
+	{"policy", "signing", edits(recipePath, "  - type: os-release", "  - type: signing\n  - type: os-release"), "the module signing"},
+	{"policy-base", "not expected", edits(undo, "      - '\"quay.io/toolbx-images\"'\n", ""), "does not expect the scope quay.io/toolbx-images"},
+	{"policy-base", "not kept", edits("overlay/base-policy.yaml", "  - scope: quay.io/toolbx-images\n    keys: [/usr/share/pki/containers/quay.io-toolbx-images.pub]\n", ""), "does not keep"},
+	{"mirror", "tags", edits("overlay/etc/containers/registries.conf.d/50-veilor.conf.tmpl", "digest-only", "all"), "digest-only"},
+	{"mirror", "attachments", edits("overlay/etc/containers/registries.d/veilor.yaml.tmpl", "{{ mirror }}", "dl.example"), "use-sigstore-attachments"},
+	{"secrets", "token", puts("overlay/etc/x", "key=hskey-auth-0123456789ab-secret\n"), "what looks like a secret (hskey-auth-0…)"},
+	{"secrets", "config", edits(ygg2, `"Listen": []`, `"GroupPassword": "hunter2", "Listen": []`), "GroupPass"},
+
+	{"unit-exposure", "open", puts(units+"veilor-x.service", "[Service]\nExecStart=/usr/bin/veilor\n"), "veilor-x.service: exposure 9"},
+	{"unit-exposure", "needless ceiling", puts("overlay/ceilings.yaml", "ceilings:\n  - {unit: veilor-mesh.service, exposure: 5, why: it did need more rights once}\n"), "needs no ceiling"},
+	{"unit-exposure", "no reason", puts("overlay/ceilings.yaml", "ceilings:\n  - {unit: veilor-mesh.service, exposure: 5, why: because}\n"), "must say which service"},
+	{"presets", "no preset", puts(units+"veilor-x.service", "[Service]\nExecStart=/usr/bin/veilor\n[Install]\nWantedBy=multi-user.target\n"), "no preset names it"},
+	{"presets", "disagree", edits(preset, "enable veilor-ygg.service", "disable veilor-ygg.service"), "the recipe says enable, its preset disable"},
+	{"presets", "no unit", edits(preset, "enable veilor-ygg.service", "enable veilor-ygg.service\nenable veilor-none.service"), "there is no unit veilor-none.service"},
+	{"presets", "too late", puts("overlay/usr/lib/systemd/system-preset/50-veilor.preset", "disable x.service\n"), "begin its name with 30-"},
+	{"unit-install", "passive", edits(units+"veilor-usbguard.service", "WantedBy=multi-user.target", "WantedBy=first-boot-complete.target"), "is passive"},
+	{"unit-install", "suspend", edits(units+"veilor-wifi-resume.service", "WantedBy=sleep.target", "WantedBy=suspend.target"), "misses the other kinds"},
+	{"unit-install", "first boot", edits(units+"veilor-usbguard.service", "[Service]", "ConditionFirstBoot=yes\n[Service]"), "machine id"},
+	{"sysusers", "nobody", edits("overlay/usr/lib/sysusers.d/veilor.conf", "_veilor ", "_other "), "nothing makes its user _veilor"},
+
+	{"usbguard", "starts empty", edits(units+"usbguard.service.d/50-veilor.conf", "ConditionFileNotEmpty", "#ConditionFileNotEmpt"), "ConditionFileNotEmpty=/etc/usbguard/rules.conf"},
+	{"usbguard", "in the image", puts("overlay/etc/usbguard/rules.conf", "allow id 1d6b:0002\n"), "different keyboards"},
+	{"usbguard-rules", "syntax", edits("overlay/usr/share/veilor/usbguard.rules", "reject with-interface", "alow with-interface"), "usbguard.rules"},
+	{"usbguard-rules", "everything", puts("overlay/usr/share/veilor/usbguard.rules", "allow id *:*\n"), "admits devices"},
+	{"wifi-resume", "hard-coded", edits("overlay/usr/libexec/veilor/wifi-resume", `modprobe "$module"`, "modprobe iwlwifi"), "names the driver iwlwifi"},
+	{"wifi-resume", "power saving", removes("overlay/usr/lib/NetworkManager/conf.d/91-veilor-wifi.conf"), "wifi.powersave=2"},
+	{"wifi-resume", "hook", puts("overlay/usr/lib/systemd/system-sleep/x", "#!/bin/sh\n"), "hooks run all at once"},
+
+	{"shell", "quoting", puts("overlay/usr/libexec/veilor/x", "#!/bin/sh\nrm -rf $1/*\n"), "SC2086"},
+	{"shell", "recipe", edits(recipePath, "      - update-ca-trust", "      - update-ca-trust\n      - cd /x; rm -r y"), "recipe-line-"},
+	{"shell", "mode", puts("overlay/usr/libexec/veilor/x", "#!/bin/sh\n:\n"), "not executable"},
+	{"desktop-files", "broken", puts("overlay/usr/share/applications/x.desktop", "[Desktop Entry]\nName=x\n"), "x.desktop"},
+	{"desktop-files", "in a script", edits(askFor, "Type=Application", "Type=Programme"), "install-thorium-1.desktop"},
+	{"plymouth", "picture", removes("overlay/usr/share/plymouth/themes/veilor/mark.png.svg.tmpl"), "mark.png is not there"},
+	{"plymouth", "none", func(w *world) {
+		for n := range w.files {
+			if strings.HasPrefix(n, "overlay/usr/share/plymouth/") {
+				delete(w.files, n)
+			}
+		}
+	}, "no theme"},
+	{"json", "broken", puts("overlay/etc/x.json", "{"), "/etc/x.json"},
+	{"programs", "gone", removes("overlay/usr/libexec/veilor/wifi-resume"), "is not in the overlay"},
+	{"programs", "mode", func(w *world) { w.files["overlay/usr/libexec/veilor/usbguard-rules"].Mode = 0o644 }, "is not executable"},
+}
