@@ -158,6 +158,9 @@ type joiner struct {
 }
 
 func (j *joiner) run(ctx context.Context, limit time.Duration, read func() (string, error)) error {
+	if j.quietState() != nil {
+		return &advice.Error{Text: "this laptop is to be quiet, so it joins nothing   [quiet]", Todo: "End that first: run0 veilor mesh quiet off"}
+	}
 	client := tailnet.New(j.tailscaledSocket)
 	if st, err := client.State(ctx); err == nil && st.Joined {
 		return tailnet.Joined(st)

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/term"
 
 	"github.com/veilor/veilor-os/internal/advice"
+	"github.com/veilor/veilor-os/internal/meshsock"
+	"github.com/veilor/veilor-os/internal/quiet"
 	"github.com/veilor/veilor-os/internal/tailnet"
 )
 
@@ -36,6 +38,11 @@ type app struct {
 	site string
 	// The daemons' sockets.
 	meshSocket, tailscaledSocket, yggSocket string
+	// timeline is where the daemon remembers what happened, and quietFile the
+	// wish that it be quiet.
+	timeline, quietFile string
+	// self is this program, for what runs later.
+	self string
 
 	euid     func() int
 	terminal func(fd uintptr) bool
@@ -45,9 +52,12 @@ func defaults() *app {
 	return &app{
 		root:             "/",
 		site:             "/usr/share/veilor/site.yaml",
-		meshSocket:       "/run/veilor/mesh.sock",
+		meshSocket:       meshsock.Path,
 		tailscaledSocket: tailnet.Socket,
 		yggSocket:        "/run/veilor-ygg/admin.sock",
+		timeline:         "/var/lib/veilor-mesh/timeline",
+		quietFile:        quiet.Path,
+		self:             "/usr/bin/veilor",
 		euid:             os.Geteuid,
 		terminal:         func(fd uintptr) bool { return term.IsTerminal(int(fd)) },
 	}
@@ -101,7 +111,9 @@ connections over whichever layer works, and says how things are.`,
 	flags.StringVar(&a.meshSocket, "mesh-socket", a.meshSocket, "socket of veilor-mesh")
 	flags.StringVar(&a.tailscaledSocket, "tailscaled-socket", a.tailscaledSocket, "socket of tailscaled")
 	flags.StringVar(&a.yggSocket, "ygg-socket", a.yggSocket, "admin socket of veilor-ygg")
-	for _, name := range []string{"site", "root", "mesh-socket", "tailscaled-socket", "ygg-socket"} {
+	flags.StringVar(&a.timeline, "timeline", a.timeline, "where veilor-mesh remembers what happened")
+	flags.StringVar(&a.quietFile, "quiet-file", a.quietFile, "the wish that it be quiet")
+	for _, name := range []string{"site", "root", "mesh-socket", "tailscaled-socket", "ygg-socket", "timeline", "quiet-file"} {
 		flags.MarkHidden(name) // for tests, and for those who look for them
 	}
 	root.AddCommand(a.statusCommand(), a.joinCommand(), a.leaveCommand(), a.meshCommand(), a.versionCommand())

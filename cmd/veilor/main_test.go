@@ -76,7 +76,7 @@ func TestScript(t *testing.T) {
 				l.Close()
 				env.Setenv(name, strconv.Itoa(ports[name]))
 			}
-			site := strings.ReplaceAll(string(data), "ports: [443]", fmt.Sprintf("ports: [%d]", ports["PORT"]))
+			site := strings.NewReplacer("ports: [443]", fmt.Sprintf("ports: [%d]", ports["PORT"]), "x.veilor:443", fmt.Sprintf("x.veilor:%d", ports["PORT"])).Replace(string(data))
 			env.Setenv("TEST_EUID", "0")
 			return os.WriteFile(filepath.Join(env.WorkDir, "site.yaml"), []byte(site), 0o644)
 		},
@@ -113,6 +113,7 @@ func newLaptop(t *testing.T) *laptop {
 	}
 	site = bytes.ReplaceAll(site, []byte("https://hs.example.org"), []byte(control.URL))
 	site = bytes.ReplaceAll(site, []byte("ports: [443]"), []byte("ports: [8443]"))
+	site = bytes.ReplaceAll(site, []byte("x.veilor:443"), []byte("x.veilor:8443"))
 	l.site = l.path("site.yaml")
 	l.write(t, "site.yaml", string(site), 0o644)
 	l.write(t, "bin/systemctl", "#!/bin/sh\nprintf '%s\\n' \"$*\" >>\""+l.path("systemctl.log")+"\"\n", 0o755)

@@ -5,44 +5,46 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"log/slog"
-	"net"
-	"net/http"
 	"net/netip"
-	"os"
+	"net/url"
+	"strings"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
-	"github.com/veilor/veilor-os/internal/forward"
-	"github.com/veilor/veilor-os/internal/names"
+	"github.com/veilor/veilor-os/internal/advice"
+	"github.com/veilor/veilor-os/internal/meshsock"
+	"github.com/veilor/veilor-os/internal/quiet"
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/status"
+	"github.com/veilor/veilor-os/internal/tailnet"
+	"github.com/veilor/veilor-os/internal/tier"
 )
 
 const (
 	// dnsPort is where resolvers ask.
 	dnsPort = 53
-	// maxAsking is how many may ask the socket at once. Any user may; a person
-	// and a few programs of the desktop do.
-	maxAsking = 16
-	// headerLimit ends a client of the socket that does not ask.
-	headerLimit = 5 * time.Second
-	// stopLimit is how long open questions may take when the daemon stops.
-	stopLimit = 3 * time.Second
+	// testLimit bounds `mesh test`: five seconds for each layer, at once, and
+	// some for the answer.
+	testLimit = 8 * time.Second
 )
 
 func (a *app) meshCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "mesh",
-		Short:   "The daemon that carries connections",
-		Example: "  veilor mesh run",
+		Short:   "What reaches the services: try it, explain it, silence it",
+		Example: "  veilor mesh test\n  veilor mesh explain x.veilor\n  veilor mesh log",
 		Args:    cobra.ArbitraryArgs,
 		RunE:    group,
 	}
+	cmd.AddCommand(a.meshTestCommand(), a.meshExplainCommand(), a.meshLogCommand(), a.meshQuietCommand(), a.meshRunCommand(), a.meshPrepareCommand(),
+		a.meshImportCommand(), a.meshPinCommand(), a.meshFenceCommand())
+	return cmd
+}
+
+func (a *app) meshRunCommand() *cobra.Command {
 	var (
 		resolver string
 		debug    bool
@@ -51,7 +53,7 @@ func (a *app) meshCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Answer for the zone and carry connections, until stopped",
 		Long: `Run answers DNS questions for the zone of the services, carries connections to
-them over whichever layer works, and answers GET /status on its socket.
+them over whichever layer works, and answers questions on its socket.
 
 veilor-mesh.service runs it; nobody needs to run it by hand.`,
 		Example: "  veilor mesh run\n  curl --unix-socket /run/veilor/mesh.sock http://mesh/status",
@@ -72,8 +74,7 @@ veilor-mesh.service runs it; nobody needs to run it by hand.`,
 	run.Flags().BoolVar(&debug, "debug", false, "log every connection that no layer answers")
 	run.Flags().StringVar(&resolver, "dns", netip.AddrPortFrom(site.Resolver, dnsPort).String(), "where to answer for the zone")
 	run.Flags().MarkHidden("dns")
-	cmd.AddCommand(run)
-	return cmd
+	return run
 }
 
 // noTime leaves the time to the journal.
@@ -84,102 +85,230 @@ func noTime(groups []string, attr slog.Attr) slog.Attr {
 	return attr
 }
 
-// serve runs the daemon until ctx ends. Everything is listened on before
-// systemd is told that the daemon is ready.
-func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPort) error {
-	s, err := site.Load(a.site)
-	if err != nil {
-		return err
+func (a *app) meshTestCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "test [NAME]",
+		Short: "Try every layer of every service now, and say how long each took",
+		Long: `Test connects to every service, or to the one that is named, over every layer at
+once, as a browser would: TCP, then TLS, in which the server must prove its name.
+It asks for nothing and changes nothing.
+
+It exits 1 if a service works over no layer.`,
+		Example: "  veilor mesh test\n  veilor mesh test x.veilor --json",
+		Args:    atMostOne("a service"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := site.Load(a.site)
+			if err != nil {
+				return err
+			}
+			var names []string
+			for _, v := range s.Services {
+				names = append(names, v.Name)
+			}
+			if len(args) == 1 {
+				name, err := serviceName(s, args[0])
+				if err != nil {
+					return err
+				}
+				names = []string{name}
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), testLimit)
+			defer cancel()
+			results := []status.Trials{}
+			var dead []string
+			for _, name := range names {
+				var t status.Trials
+				if err := a.mesh().Get(ctx, "/test?name="+url.QueryEscape(name), &t); err != nil {
+					return meshError(err)
+				}
+				results = append(results, t)
+				if !t.Works() {
+					dead = append(dead, name)
+				}
+			}
+			if err := output(cmd.OutOrStdout(), asJSON, results, func(w io.Writer) error {
+				for _, t := range results {
+					if err := t.Text(w); err != nil {
+						return err
+					}
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+			if len(dead) > 0 {
+				return &advice.Error{
+					Text: strings.Join(dead, ", ") + " works over no layer   [unreachable]",
+					Todo: "`veilor status` says what is the matter; `veilor mesh explain " + dead[0] + "` what is tried.",
+				}
+			}
+			return nil
+		},
 	}
-	addrs := map[string]netip.Addr{}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func (a *app) meshExplainCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "explain NAME",
+		Short: "Say why a service is reached as it is",
+		Long: `Explain says over which layer a service is reached and why: what a new connection
+would try and in which order, what is known of each layer, whether this laptop
+may open the service at all, and what happened lately. It asks no layer.`,
+		Example: "  veilor mesh explain x.veilor\n  veilor mesh explain x.veilor --json",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{errors.New("one service is wanted; write for example: veilor mesh explain x.veilor")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := site.Load(a.site)
+			if err != nil {
+				return err
+			}
+			name, err := serviceName(s, args[0])
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), askLimit)
+			defer cancel()
+			var e status.Explanation
+			if err := a.mesh().Get(ctx, "/explain?name="+url.QueryEscape(name), &e); err != nil {
+				return meshError(err)
+			}
+			if e.Access, err = a.access(ctx, s, name); err != nil {
+				return err
+			}
+			return output(cmd.OutOrStdout(), asJSON, e, e.Text)
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+// access asks the policy whether this laptop may open the service; nil if it is
+// not known what this laptop is.
+func (a *app) access(ctx context.Context, s *site.Site, service string) (*status.Access, error) {
+	policy, err := tier.New(s)
+	if err != nil {
+		return nil, fmt.Errorf("reading who may reach what: %w", err)
+	}
+	fleet, err := policy.Fleet()
+	if err != nil {
+		return nil, fmt.Errorf("reading who may reach what: %w", err)
+	}
+	tn, err := tailnet.New(a.tailscaledSocket).State(ctx)
+	if err != nil || !tn.Joined {
+		return nil, nil
+	}
+	who, err := policy.OfTags(tn.Tags)
+	if err != nil {
+		return nil, nil // tags that the site does not know
+	}
 	for _, v := range s.Services {
-		addrs[v.Name] = v.Loopback
+		host, ok := fleet.ByName(v.Host)
+		if v.Name != service || !ok || len(v.Ports) == 0 {
+			continue
+		}
+		d := policy.Decide(tier.Machine{Tier: who}, host, tier.TCP, v.Ports[0])
+		return &status.Access{Tier: who, Allow: d.Allow, Rule: d.Rule, Why: d.Why}, nil
 	}
-	zone, err := names.NewZone(s.Zone, resolver.Addr(), addrs)
-	if err != nil {
-		return err
+	return nil, nil
+}
+
+func (a *app) meshLogCommand() *cobra.Command {
+	var (
+		asJSON bool
+		lines  int
+	)
+	cmd := &cobra.Command{
+		Use:   "log",
+		Short: "Say what happened: layers lost and back, switches, trials of the fallback",
+		Long: `Log prints what happened to the services, oldest first. The last 500 events are
+kept over restarts.`,
+		Example: "  veilor mesh log\n  veilor mesh log --lines 20\n  veilor mesh log --json",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if lines < 0 {
+				return usageError{fmt.Errorf("--lines %d: write how many, or 0 for all", lines)}
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), askLimit)
+			defer cancel()
+			var l status.Log
+			if err := a.mesh().Get(ctx, "/log", &l); err != nil {
+				return meshError(err)
+			}
+			if lines > 0 {
+				l.Events = l.Events[max(0, len(l.Events)-lines):]
+			}
+			return output(cmd.OutOrStdout(), asJSON, l, func(w io.Writer) error { return l.Text(w, time.Now()) })
+		},
 	}
-	dns, err := names.Listen(ctx, resolver, zone)
-	if err != nil {
-		return err
+	jsonFlag(cmd, &asJSON)
+	cmd.Flags().IntVar(&lines, "lines", 0, "print the last `N` events only; 0 is all")
+	return cmd
+}
+
+// mesh is the daemon.
+func (a *app) mesh() meshsock.Client { return meshsock.Client{Path: a.meshSocket} }
+
+// meshError is err of asking the daemon, with what to do.
+func meshError(err error) error {
+	return &advice.Error{
+		Text:  fmt.Sprintf("veilor-mesh does not answer: %v   [mesh-stopped]", err),
+		Todo:  status.Remedy("mesh-stopped"),
+		Cause: err,
 	}
-	services, err := forward.FromSite(s)
-	if err != nil {
-		return err
-	}
-	fwd := forward.New(services, log, nil)
-	if err := fwd.Listen(ctx); err != nil {
-		return err
-	}
-	socket, err := listenUnix(ctx, a.meshSocket)
-	if err != nil {
-		return err
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return dns.Serve(ctx) })
-	g.Go(func() error { return fwd.Serve(ctx) })
-	g.Go(func() error { return answer(ctx, socket, fwd) })
+}
+
+// serviceName is the service that a person means: by its name, or by the part
+// before the zone.
+func serviceName(s *site.Site, said string) (string, error) {
+	name := strings.ToLower(strings.TrimSuffix(said, "."))
+	var names []string
 	for _, v := range s.Services {
-		log.Info("serving", "service", v.Name, "address", v.Loopback, "ports", v.Ports)
+		if v.Name == name || v.Name == name+"."+s.Zone {
+			return v.Name, nil
+		}
+		names = append(names, v.Name)
 	}
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		log.Warn("telling systemd that we are ready", "err", err)
+	return "", &advice.Error{
+		Text: fmt.Sprintf("no service is called %q", said),
+		Todo: "The services are: " + strings.Join(names, ", "),
 	}
-	g.Go(func() error {
-		<-ctx.Done()
-		daemon.SdNotify(false, daemon.SdNotifyStopping) // nothing hangs on it
+}
+
+// output prints v as JSON, or as text.
+func output(w io.Writer, asJSON bool, v any, text func(io.Writer) error) error {
+	if !asJSON {
+		return text(w)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func jsonFlag(cmd *cobra.Command, to *bool) {
+	cmd.Flags().BoolVar(to, "json", false, "print JSON; fields are added over time, never changed")
+}
+
+// atMostOne refuses a second argument, as a mistake of usage.
+func atMostOne(what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return usageError{fmt.Errorf("%q: %s is all that is wanted here", args[1], what)}
+		}
 		return nil
-	})
-	return g.Wait()
+	}
 }
 
-// listenUnix opens the status socket for every user. It takes the path over
-// from a process that is gone.
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("opening the status socket: somebody answers on %s; is veilor-mesh running already? (`systemctl status veilor-mesh`)", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("opening the status socket: %w", err)
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("opening the status socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o666); err != nil { // it only answers questions
-		l.Close()
-		return nil, fmt.Errorf("opening the status socket: %w", err)
-	}
-	return l, nil
-}
-
-// answer serves GET /status until ctx ends.
-func answer(ctx context.Context, l net.Listener, fwd *forward.Forwarder) error {
-	asking := make(chan struct{}, maxAsking)
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case asking <- struct{}{}:
-			defer func() { <-asking }()
-		default:
-			http.Error(w, "too many ask at once", http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(map[string]any{"services": status.Services(fwd.Status(r.Context()))})
-	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: headerLimit, IdleTimeout: headerLimit, MaxHeaderBytes: 4 << 10}
-	stop := context.AfterFunc(ctx, func() {
-		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
-		defer cancel()
-		if srv.Shutdown(limit) != nil {
-			srv.Close()
-		}
-	})
-	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("answering on the status socket: %w", err)
-	}
-	return nil
+// quietState reads whether the laptop is to be quiet. A damaged file counts as
+// yes.
+func (a *app) quietState() *quiet.State {
+	s, _ := quiet.Read(a.quietFile)
+	return s
 }

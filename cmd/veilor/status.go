@@ -2,19 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"io/fs"
-	"net"
-	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,12 +23,10 @@ const (
 	// askLimit bounds the question to each daemon. veilor-mesh takes up to 2.5 s
 	// to be sure that a layer is silent.
 	askLimit = 5 * time.Second
-	// maxStatus bounds what is read of an answer; a service takes some 500 bytes.
-	maxStatus = 1 << 20
 )
 
 func (a *app) statusCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, codes bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Say what is reachable, over which layer, and on what system",
@@ -45,22 +34,21 @@ func (a *app) statusCommand() *cobra.Command {
 nobody used lately are tried first, so that the answer is true now.
 
 It exits 0 if it could answer, whatever the answer is.`,
-		Example: "  veilor status\n  veilor status --json",
+		Example: "  veilor status\n  veilor status --json\n  veilor status --codes",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if codes {
+				return output(cmd.OutOrStdout(), asJSON, status.Kinds(), status.KindsText)
+			}
 			r, err := a.report(cmd.Context())
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(r)
-			}
-			return r.Text(cmd.OutOrStdout())
+			return output(cmd.OutOrStdout(), asJSON, r, r.Text)
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; fields are added over time, never changed")
+	jsonFlag(cmd, &asJSON)
+	cmd.Flags().BoolVar(&codes, "codes", false, "list every condition that there may be, and what to do about it")
 	return cmd
 }
 
@@ -100,7 +88,7 @@ func (a *app) report(ctx context.Context) (*status.Report, error) {
 	}
 	r.Mesh = status.Mesh{Joined: tn.Joined, Tags: []string{}}
 	if tn.Joined {
-		r.Mesh.Hostname, r.Mesh.Tier = tn.Hostname, tier(s, tn.Tags)
+		r.Mesh.Hostname, r.Mesh.Tier = tn.Hostname, tierOf(s, tn.Tags)
 		r.Mesh.Tags = append(r.Mesh.Tags, tn.Tags...)
 		if tn.Address.IsValid() {
 			r.Mesh.Address = tn.Address.String()
@@ -116,6 +104,7 @@ func (a *app) report(ctx context.Context) (*status.Report, error) {
 			v.Path = path(s, tn, v.Name)
 		}
 	}
+	r.Quiet = a.quietState()
 	r.Judge(time.Now())
 	return &r, nil
 }
@@ -130,8 +119,8 @@ func path(s *site.Site, tn tailnet.State, service string) string {
 	return ""
 }
 
-// tier is what the site calls the first of the tags that it knows.
-func tier(s *site.Site, tags []string) string {
+// tierOf is what the site calls the first of the tags that it knows.
+func tierOf(s *site.Site, tags []string) string {
 	for _, t := range s.Tiers {
 		if slices.Contains(tags, t.Tag) {
 			return t.Name
@@ -169,35 +158,9 @@ func (a *app) system(ctx context.Context) (sys status.System, notImage, needsRoo
 
 // services asks veilor-mesh.
 func (a *app) services(ctx context.Context) ([]status.Service, error) {
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", a.meshSocket)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://mesh/status", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		switch {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-			return nil, fmt.Errorf("nobody listens on %s", filepath.Clean(a.meshSocket))
-		case errors.Is(err, context.DeadlineExceeded):
-			return nil, fmt.Errorf("no answer within %v", askLimit)
-		}
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("it says %s", strings.ToLower(resp.Status))
-	}
 	var answer struct {
 		Services []status.Service `json:"services"`
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxStatus)).Decode(&answer); err != nil {
-		return nil, fmt.Errorf("reading its answer: %w", err)
-	}
-	return answer.Services, nil
+	err := a.mesh().Get(ctx, "/status", &answer)
+	return answer.Services, err
 }

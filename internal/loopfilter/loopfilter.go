@@ -30,7 +30,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"os/user"
 	"strconv"
 	"strings"
 
@@ -79,31 +78,58 @@ func ForMachine(root fs.FS, names netip.Addr, forwarder string) (Filter, error) 
 		return f, err
 	}
 	f.Users = append(f.Users, who)
-	id, err := lookup(forwarder)
+	ids, err := users(root)
 	if err != nil {
-		return f, fmt.Errorf("looking up the forwarder's user: %w", err)
+		return f, err
+	}
+	id, ok := ids[forwarder]
+	if !ok {
+		return f, fmt.Errorf("looking up the forwarder's user: there is no %s; `systemd-sysusers` makes it", forwarder)
 	}
 	f.Users = append(f.Users, Range{id, id})
 	for _, name := range resolvers {
-		id, err := lookup(name)
-		if errors.As(err, new(user.UnknownUserError)) {
-			continue
+		if id, ok := ids[name]; ok {
+			f.Resolvers = append(f.Resolvers, id)
 		}
-		if err != nil {
-			return f, fmt.Errorf("looking up the resolver's user: %w", err)
-		}
-		f.Resolvers = append(f.Resolvers, id)
 	}
 	return f, nil
 }
 
-func lookup(name string) (uint32, error) {
-	u, err := user.Lookup(name)
-	if err != nil {
-		return 0, err
+// users reads the ids of users by their names. On a system that is an image
+// those of its packages are in /usr/lib/passwd (nss-altfiles).
+func users(root fs.FS) (map[string]uint32, error) {
+	ids := map[string]uint32{}
+	for _, path := range []string{"usr/lib/passwd", "etc/passwd"} { // the latter wins
+		f, err := root.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the list of users: %w", err)
+		}
+		err = parsePasswd(f, ids)
+		f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("reading the list of users: %s: %w", path, err)
+		}
 	}
-	id, err := strconv.ParseUint(u.Uid, 10, 32)
-	return uint32(id), err
+	return ids, nil
+}
+
+// parsePasswd reads passwd(5) into ids. Lines that are none are passed over, as
+// the C library does.
+func parsePasswd(r io.Reader, ids map[string]uint32) error {
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		fields := strings.Split(lines.Text(), ":")
+		if len(fields) < 4 || fields[0] == "" {
+			continue
+		}
+		if id, err := strconv.ParseUint(fields[2], 10, 32); err == nil {
+			ids[fields[0]] = uint32(id)
+		}
+	}
+	return lines.Err()
 }
 
 // logins reads which user ids people have.

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -45,6 +47,38 @@ func FuzzLoginDefs(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		if r, err := parseLoginDefs(strings.NewReader(text)); err == nil && (r.has(0) || r.has(61184) || r.First > r.Last) {
 			t.Errorf("%v lets daemons in", r)
+		}
+	})
+}
+
+func TestForMachine(t *testing.T) {
+	names := netip.MustParseAddr("127.83.0.53")
+	root := fstest.MapFS{
+		"etc/login.defs":   {Data: []byte("UID_MIN 1000\nUID_MAX 50000\n")},
+		"usr/lib/passwd":   {Data: []byte("root:x:0:0::/root:/bin/sh\nunbound:x:991:991::/:/sbin/nologin\nsystemd-resolve:x:193:193::/:/sbin/nologin\n")},
+		"etc/passwd":       {Data: []byte("root:x:0:0::/root:/bin/bash\n+nis\n_veilor:!:980:980::/:/sbin/nologin\nunbound:x:990:990::/:/sbin/nologin\n")},
+		"etc/passwd-other": {},
+	}
+	f, err := ForMachine(root, names, "_veilor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Filter{Users: []Range{{0, 0}, homed, {1000, 50000}, {980, 980}}, Resolvers: []uint32{990, 193}, Names: names}
+	if diff := cmp.Diff(want, f, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	delete(root, "etc/passwd")
+	if _, err := ForMachine(root, names, "_veilor"); err == nil || !strings.Contains(err.Error(), "there is no _veilor") {
+		t.Errorf("without the forwarder's user: %v", err)
+	}
+}
+
+func FuzzPasswd(f *testing.F) {
+	f.Add("root:x:0:0::/root:/bin/sh\n_veilor:!:980:980::/:/\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		ids := map[string]uint32{}
+		if parsePasswd(strings.NewReader(text), ids); len(ids) > strings.Count(text, "\n")+1 {
+			t.Errorf("%d users", len(ids))
 		}
 	})
 }

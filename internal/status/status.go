@@ -11,6 +11,7 @@ import (
 
 	"github.com/veilor/veilor-os/internal/forward"
 	"github.com/veilor/veilor-os/internal/mesh"
+	"github.com/veilor/veilor-os/internal/quiet"
 )
 
 // Report is the whole answer. Its JSON form is stable: fields are added, never
@@ -21,6 +22,9 @@ type Report struct {
 	Services   []Service   `json:"services"`
 	Yggdrasil  Yggdrasil   `json:"yggdrasil"`
 	Conditions []Condition `json:"conditions"`
+	// Quiet says that the laptop says nothing of the mesh to the network, and
+	// since when; null if it is not so.
+	Quiet *quiet.State `json:"quiet,omitempty"`
 
 	// Unknown holds why a part could not be learned.
 	Unknown Unknown `json:"-"`
@@ -83,6 +87,28 @@ type Service struct {
 	Path string `json:"path,omitempty"`
 	// Connections are open at the moment.
 	Connections int `json:"connections"`
+	// Refused are the connections that were let nowhere, by reason: wrong-name,
+	// no-name, not-tls, mute, full, quiet.
+	Refused map[string]Refused `json:"refused,omitempty"`
+	// Canary is the last trial of the fallback while nobody used it.
+	Canary *Canary `json:"canary,omitempty"`
+}
+
+// Refused counts connections that were let nowhere for one reason.
+type Refused struct {
+	Count int       `json:"count"`
+	Last  time.Time `json:"last"`
+	// Name is what the last of them asked for, if that is why.
+	Name string `json:"name,omitempty"`
+}
+
+// Canary is a trial of a layer that nobody uses.
+type Canary struct {
+	Layer string    `json:"layer"`
+	At    time.Time `json:"at"`
+	// Failures is how many trials in a row failed, Error why the last did.
+	Failures int    `json:"failures"`
+	Error    string `json:"error,omitempty"`
 }
 
 // Layer is the health of one layer for one service.
@@ -93,6 +119,9 @@ type Layer struct {
 	Since     *time.Time `json:"since,omitempty"`
 	LatencyMS *float64   `json:"latency_ms,omitempty"`
 	Error     string     `json:"error,omitempty"`
+	// Answered is when it last answered, Tried when it was last asked.
+	Answered *time.Time `json:"answered,omitempty"`
+	Tried    *time.Time `json:"tried,omitempty"`
 }
 
 // None is the layer of a service that no layer reaches.
@@ -104,7 +133,7 @@ func Services(in []forward.Status) []Service {
 	for _, s := range in {
 		v := Service{Name: s.Name, Layer: None, Connections: s.Conns, Since: when(s.Since), Layers: []Layer{}}
 		for _, h := range s.Layers {
-			l := Layer{Name: string(h.Layer), State: h.State.String(), Since: when(h.Since), Error: h.Err}
+			l := Layer{Name: string(h.Layer), State: h.State.String(), Since: when(h.Since), Error: h.Err, Answered: when(h.Answer), Tried: when(h.Tried)}
 			if h.State == mesh.Untried {
 				l.State, l.Error = mesh.Suspect.String(), "not tried yet"
 			}
@@ -116,6 +145,15 @@ func Services(in []forward.Status) []Service {
 				v.Layer, v.LatencyMS = l.Name, l.LatencyMS
 			}
 			v.Layers = append(v.Layers, l)
+		}
+		for why, r := range s.Refusals {
+			if v.Refused == nil {
+				v.Refused = map[string]Refused{}
+			}
+			v.Refused[why] = Refused{r.Count, r.Last.Truncate(time.Millisecond), r.Name}
+		}
+		if c := s.Canary; !c.At.IsZero() {
+			v.Canary = &Canary{string(c.Layer), c.At.Truncate(time.Millisecond), c.Failures, c.Err}
 		}
 		out = append(out, v)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"github.com/veilor/veilor-os/internal/forward"
 	"github.com/veilor/veilor-os/internal/mesh"
+	"github.com/veilor/veilor-os/internal/quiet"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -74,6 +76,17 @@ var cases = map[string]*Report{
 		health(mesh.Tailnet, mesh.Off, at1042, 0, "no interface tailscale0"), health(mesh.Yggdrasil, mesh.Up, at1042, 44*time.Millisecond, "")),
 	"fresh": report(func(r *Report) { r.Mesh = Mesh{Tags: []string{}}; r.Yggdrasil = Yggdrasil{} },
 		health(mesh.Tailnet, mesh.Off, at1042, 0, "no interface tailscale0"), health(mesh.Yggdrasil, mesh.Off, at1042, 0, "no interface ygg0")),
+	"quiet": report(func(r *Report) {
+		r.Services[0].Layer, r.Mesh, r.Yggdrasil = None, Mesh{}, Yggdrasil{}
+		until := now.Add(time.Hour)
+		r.Quiet = &quiet.State{Since: at1042, Until: &until}
+	}, health(mesh.Tailnet, mesh.Off, at1042, 0, "no interface tailscale0"), health(mesh.Yggdrasil, mesh.Off, at1042, 0, "no interface ygg0")),
+	"visitors": report(func(r *Report) {
+		r.Services[0].Refused = map[string]Refused{
+			forward.WrongName: {3, now.Add(-10 * time.Minute), "evil.example"}, forward.Full: {7, now.Add(-time.Minute), ""}, forward.NotTLS: {1, now.Add(-5 * time.Hour), ""},
+		}
+		r.Services[0].Canary = &Canary{Layer: "yggdrasil", At: now.Add(-time.Hour), Failures: 2, Error: "no answer"}
+	}, health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
 	"broken": report(func(r *Report) {
 		plain := false
 		r.Services = []Service{{Name: "x.veilor", Layer: None, Layers: []Layer{}}}
@@ -127,8 +140,8 @@ func TestTable(t *testing.T) {
 			t.Errorf("code %q is malformed or there twice", k.code)
 		}
 		seen[k.code] = true
-		if k.todo == "" {
-			t.Errorf("%s does not say what to do", k.code)
+		if k.todo == "" || k.means == "" || k.level == "" {
+			t.Errorf("%s does not say what it means and what to do", k.code)
 		}
 	}
 	said := map[string]bool{}
@@ -152,5 +165,25 @@ func TestTable(t *testing.T) {
 func TestGoodDayIsQuiet(t *testing.T) {
 	if c := cases["good"].Conditions; len(c) != 0 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestKinds: the list for people and the one for the docs have every condition.
+func TestKinds(t *testing.T) {
+	var text, md bytes.Buffer
+	if err := errors.Join(KindsText(&text), KindsMarkdown(&md)); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range Kinds() {
+		if !strings.Contains(text.String(), "\n  "+k.Means) || !strings.Contains(md.String(), "| `"+k.Code+"` |") {
+			t.Errorf("%s is missing", k.Code)
+		}
+	}
+	if n := strings.Count(md.String(), "\n"); n != len(Kinds())+2 {
+		t.Errorf("%d lines", n)
+	}
+	summary, body := cases["visitors"].Conditions[0].Notification()
+	if !strings.HasPrefix(summary, "x.veilor: ") || !strings.HasSuffix(body, "]") {
+		t.Errorf("%q, %q", summary, body)
 	}
 }

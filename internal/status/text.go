@@ -33,7 +33,11 @@ func (r *Report) Text(w io.Writer) error {
 	}
 	for i := range r.Services {
 		s := &r.Services[i]
-		block(s.Name, aboutService, s.Name, r.reach(s), r.fallback(s))
+		reach := r.reach(s)
+		if s.Layer == None && r.Quiet != nil {
+			reach += ": quiet was asked for"
+		}
+		block(s.Name, aboutService, s.Name, reach, r.fallback(s))
 	}
 	block("system", aboutSystem, "", r.system(), r.image(), r.staged())
 	block("mesh", aboutMesh, "", r.member())
@@ -64,7 +68,13 @@ func (r *Report) fallback(s *Service) string {
 	if l == nil || s.Layer == None || s.Layer == l.Name || l.State != mesh.Up.String() {
 		return ""
 	}
-	return "fallback ready: yggdrasil" + in(r.via(), ms(l.LatencyMS))
+	line := "fallback ready: yggdrasil" + in(r.via(), ms(l.LatencyMS))
+	if l.Answered != nil {
+		if ago := r.now.Sub(*l.Answered); ago >= time.Minute {
+			line += ", tried " + age(ago) + " ago"
+		}
+	}
+	return line
 }
 
 func (r *Report) via() string {
@@ -139,6 +149,19 @@ func clock(t, now time.Time) string {
 		return t.Format("15:04")
 	}
 	return t.Format("2006-01-02 15:04")
+}
+
+// age is d as people say it.
+func age(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%.0f s", max(d.Seconds(), 0))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%.0f min", d.Minutes())
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%.0f h", d.Hours())
+	}
+	return fmt.Sprintf("%.0f days", d.Hours()/24)
 }
 
 // ms is a latency, or "".
