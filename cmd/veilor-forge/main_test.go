@@ -56,6 +56,9 @@ func TestScripts(t *testing.T) {
 			},
 			// headscale runs a small Headscale on loopback and sets $HEADSCALE.
 			"headscale": fakeHeadscale,
+			// fleet runs a Headscale and an edge that can revoke, and sets $HEADSCALE
+			// and $EDGE.
+			"fleet": fakeFleet,
 			// exits N PROGRAM ARGS... wants this exit code.
 			"exits": func(ts *testscript.TestScript, _ bool, args []string) {
 				err := ts.Exec(args[1], args[2:]...)

@@ -20,7 +20,7 @@ import (
 // policyCommand is "veilor-forge policy".
 func policyCommand() *cobra.Command {
 	return group("policy", "Say, compile and load who may reach what",
-		policyExplain(), policyMatrix(), policyRender(), policyCheck(), policyDiff(), policyLoad())
+		policyExplain(), policyMatrix(), policyRender(), policyCheck(), policyDiff(), policyLoad(), policyRevoke())
 }
 
 // fleetFlags say which site, and which machines beside its hosts.

@@ -102,6 +102,7 @@ const (
 	requestSize = 56 // struct inet_diag_req_v2
 	messageSize = 72 // struct inet_diag_msg
 	idSize      = 48 // struct inet_diag_sockid, at 8 in the one and 4 in the other
+	timeWait    = 6  // TCP_TIME_WAIT: over, carries nothing, and older kernels cannot destroy it
 	listening   = 10 // TCP_LISTEN
 
 	sockDiagByFamily = 20
@@ -139,7 +140,7 @@ func (d *diag) sockets(addrs []netip.Addr) ([]socket, error) {
 	var found []socket
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-			const all = ^uint32(0) &^ (1 << listening)
+			const all = ^uint32(0) &^ (1<<listening | 1<<timeWait)
 			msgs, err := d.conn.Execute(netlink.Message{
 				Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request | netlink.Dump},
 				Data:   request(family, protocol, all, nil),

@@ -181,9 +181,11 @@ func (o Order) Open() []Place {
 // Done says whether every place has confirmed.
 func (o Order) Done() bool { return len(o.Open()) == 0 }
 
-// ID is the name of a machine's order: its own, if that can be a file's.
+// ID is the name of a machine's order: its own, if that can be a file's. Names
+// are the same in capitals, as host names are.
 func ID(name string) string {
-	id := strings.Trim(notID.ReplaceAllString(strings.ToLower(name), "-"), "-")
+	name = strings.ToLower(name)
+	id := strings.Trim(notID.ReplaceAllString(name, "-"), "-")
 	if id == name && len(id) <= maxID && id != "" {
 		return id
 	}

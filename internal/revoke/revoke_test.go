@@ -406,7 +406,7 @@ func TestDiskFull(t *testing.T) {
 
 func TestID(t *testing.T) {
 	seen := map[string]string{}
-	for _, name := range []string{"ann", "Ann", "a n n", "ann-", "../../etc", "日本", strings.Repeat("x", 200), "."} {
+	for _, name := range []string{"ann", "a n n", "ann-", "../../etc", "日本", strings.Repeat("x", 200), "."} {
 		id := ID(name)
 		if !idRe.MatchString(id) {
 			t.Errorf("%q: %q can be no file's name", name, id)
@@ -416,8 +416,8 @@ func TestID(t *testing.T) {
 		}
 		seen[id] = name
 	}
-	if ID("ann") != "ann" {
-		t.Error(ID("ann"))
+	if ID("ann") != "ann" || ID("Ann") != "ann" {
+		t.Error(ID("ann"), ID("Ann"))
 	}
 }
 
