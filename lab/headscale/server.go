@@ -55,6 +55,13 @@ type Server struct {
 	*daemon.Daemon
 	// API is authenticated for as long as any run of the lab lasts.
 	API *headscale.Client
+	// APIKey is what it is authenticated with, for programs of the product.
+	APIKey string
+
+	ns    *namespace.Namespace
+	log   string
+	serve func() *exec.Cmd
+	ready func(context.Context) error
 }
 
 // configFile is the complete minimum for 0.29. Everything that would speak to
@@ -105,20 +112,37 @@ func Start(ctx context.Context, ns *namespace.Namespace, c Config) (*Server, err
 		return nil, fmt.Errorf("writing headscale's configuration: %w", err)
 	}
 	env := append(os.Environ(), "SSL_CERT_FILE="+c.RootFile, "HOME="+c.Dir)
-	cmd := exec.Command(c.Binary, "-c", file, "serve")
-	cmd.Env = env
-	d, err := daemon.Start(ns, "headscale", c.Log, cmd)
-	if err != nil {
-		return nil, err
-	}
+	srv := &Server{ns: ns, log: c.Log, serve: func() *exec.Cmd {
+		cmd := exec.Command(c.Binary, "-c", file, "serve")
+		cmd.Env = env
+		return cmd
+	}}
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not ready after %v", startLimit))
 	defer cancel()
-	srv := &Server{Daemon: d}
 	if err := srv.open(ctx, ns, c, file, env); err != nil {
-		d.Stop()
+		if srv.Daemon != nil {
+			srv.Stop()
+		}
 		return nil, err
 	}
 	return srv, nil
+}
+
+// Restart runs it again after Stop, with all that it knew. Whoever calls it also
+// stops what runs then.
+func (srv *Server) Restart(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not ready after %v", startLimit))
+	defer cancel()
+	return srv.start(ctx)
+}
+
+func (srv *Server) start(ctx context.Context) error {
+	d, err := daemon.Start(srv.ns, "headscale", srv.log, srv.serve())
+	if err != nil {
+		return err
+	}
+	srv.Daemon = d
+	return d.Ready(ctx, srv.ready)
 }
 
 // open waits for the server and gets an API key from it.
@@ -130,8 +154,8 @@ func (srv *Server) open(ctx context.Context, ns *namespace.Namespace, c Config, 
 	to := netip.AddrPortFrom(c.Address, 443).String()
 	h := &http.Client{Timeout: 20 * time.Second, Transport: transport(ns, roots, to)}
 	base := "https://" + c.Host
-	err = srv.Ready(ctx, daemon.Healthy(h, base+"/health"))
-	if err != nil {
+	srv.ready = daemon.Healthy(h, base+"/health")
+	if err := srv.start(ctx); err != nil {
 		return err
 	}
 	// Only the program itself, over its socket, can make the first API key. It
@@ -146,7 +170,8 @@ func (srv *Server) open(ctx context.Context, ns *namespace.Namespace, c Config, 
 	if len(fields) == 0 {
 		return fmt.Errorf("making an API key: headscale printed none")
 	}
-	srv.API = headscale.NewClient(base, fields[len(fields)-1], h)
+	srv.APIKey = fields[len(fields)-1]
+	srv.API = headscale.NewClient(base, srv.APIKey, h)
 	if err := srv.API.CreateUser(ctx, Operator); err != nil {
 		return err
 	}

@@ -81,6 +81,8 @@ type edgeConfig struct {
 	IfMTU             int
 	PrivateKeyPath    string
 	AdminListen       string
+	ControlListen     string
+	NodesPath         string
 	Listen            []string
 	AllowedPublicKeys []site.Key
 	Edges             []edgePeer
@@ -159,6 +161,7 @@ func (e *Edge) start(ctx context.Context) error {
 	c := edgeConfig{
 		IfName: "ygg0", IfMTU: edgeMTU, PrivateKeyPath: e.key,
 		AdminListen: "unix://" + e.Socket(), Listen: []string{"ws://" + wsBackend},
+		ControlListen: e.Control(), NodesPath: filepath.Join(e.dir, "nodes.json"),
 		// Its own key first: to the library an empty list means everybody.
 		AllowedPublicKeys: append([]site.Key{e.host}, e.admits...),
 		Edges:             append([]edgePeer{}, e.up...),
@@ -188,3 +191,7 @@ func (e *Edge) start(ctx context.Context) error {
 
 // Socket is where the node's admin protocol is served.
 func (e *Edge) Socket() string { return filepath.Join(e.dir, "admin.sock") }
+
+// Control is the URL of the socket where nodes are admitted and revoked while
+// the edge runs.
+func (e *Edge) Control() string { return "unix://" + filepath.Join(e.dir, "control.sock") }
