@@ -16,12 +16,12 @@ import (
 const (
 	// bundleType is the PEM type of a directory with everything that proves it.
 	bundleType = "VEILOR DIRECTORY"
-	// maxBundle bounds the text, and maxUnpacked what it unpacks to. A real one
-	// has 6 KiB, unpacked 20 KiB.
-	maxBundle   = 512 << 10
+	// MaxPacket bounds the text that Unpack reads, in bytes, and maxUnpacked what
+	// it unpacks to. A real one has 4 KiB, unpacked 20 KiB.
+	MaxPacket   = 512 << 10
 	maxUnpacked = 1 << 20
-	// maxBundleFiles is one of everything, and many roots.
-	maxBundleFiles = 16 + maxRotations
+	// MaxPacketFiles is one of everything, and many roots.
+	MaxPacketFiles = 16 + maxRotations
 )
 
 // Pack is files as one PEM block, the form in which a directory is stored,
@@ -75,8 +75,8 @@ type Packet struct {
 // Unpack reads the PEM text of Pack, or the text of one or more QR codes as
 // QR wrote it, in any order. Nothing in it is verified yet.
 func Unpack(text []byte) (*Packet, error) {
-	if len(text) > maxBundle {
-		return nil, fmt.Errorf("reading the directory: %w: %d bytes, at most %d are read", ErrTooLarge, len(text), maxBundle)
+	if len(text) > MaxPacket {
+		return nil, fmt.Errorf("reading the directory: %w: %d bytes, at most %d are read", ErrTooLarge, len(text), MaxPacket)
 	}
 	text = bytes.TrimSpace(text)
 	if len(text) == 0 {
@@ -126,7 +126,7 @@ func unsqueeze(kind string, z []byte) (*Packet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the directory: %w: %w", ErrDamaged, err)
 	}
-	if len(p.Files) > maxBundleFiles {
+	if len(p.Files) > MaxPacketFiles {
 		return nil, fmt.Errorf("reading the directory: %w: %d files", ErrTooLarge, len(p.Files))
 	}
 	for name := range p.Files {

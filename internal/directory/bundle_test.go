@@ -98,7 +98,7 @@ func TestUnpackRefuses(t *testing.T) {
 		want error
 	}{
 		{"bomb", bomb, ErrTooLarge},
-		{"long", bytes.Repeat([]byte("A"), maxBundle+1), ErrTooLarge},
+		{"long", bytes.Repeat([]byte("A"), MaxPacket+1), ErrTooLarge},
 		{"path", alien, ErrDamaged},
 		{"other PEM", []byte("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"), ErrDamaged},
 		{"text", []byte("hello"), ErrDamaged},

@@ -102,7 +102,7 @@ func (st Store) newest() (*Copy, error) {
 }
 
 func (st Store) kept(anchor []byte) (*Copy, error) {
-	data, err := readFile(filepath.Join(st.Dir, stateFile), maxBundle)
+	data, err := readFile(filepath.Join(st.Dir, stateFile), MaxPacket)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +218,7 @@ func (st Store) Reserve(laptop string) ([]Peer, error) {
 }
 
 func (st Store) reserve(have *Copy, laptop string) (Reserve, error) {
-	data, err := readFile(filepath.Join(st.Dir, reserveFile), maxBundle)
+	data, err := readFile(filepath.Join(st.Dir, reserveFile), MaxPacket)
 	if err != nil {
 		return Reserve{}, fmt.Errorf("reading the reserve edges: %w", err)
 	}

@@ -315,3 +315,18 @@ func toPrefix(p netip.Prefix) []expr.Any {
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))},
 		equal(p.Masked().Addr().AsSlice()))
 }
+
+// Remove takes the fence away; that it is not there is no error.
+func Remove(opts ...nftables.ConnOption) error {
+	c, err := nftables.New(opts...)
+	if err != nil {
+		return fmt.Errorf("removing the fence of tailscaled: %w", err)
+	}
+	t := &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}
+	c.AddTable(t) // deleting succeeds then
+	c.DelTable(t)
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("removing the fence of tailscaled: %w", err)
+	}
+	return nil
+}

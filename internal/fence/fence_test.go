@@ -202,7 +202,15 @@ func inside() error {
 	if err := try(capture, "fence, no group", mark, func(p probe) bool { return p.passes }); err != nil {
 		return err
 	}
-	return byGroup(capture)
+	if err := byGroup(capture); err != nil {
+		return err
+	}
+	for range 2 { // the second finds nothing
+		if err := Remove(); err != nil {
+			return err
+		}
+	}
+	return try(capture, "fence removed", mark, func(probe) bool { return true })
 }
 
 // byGroup is about a process in tailscaled's control group whose sockets have no

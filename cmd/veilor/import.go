@@ -1,0 +1,164 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/veilor/veilor-os/internal/advice"
+	"github.com/veilor/veilor-os/internal/directory"
+	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/yggdrasil"
+)
+
+func (a *app) directoryStore(s *site.Site) directory.Store {
+	return directory.Store{Dir: filepath.Join(a.root, directory.Dir), Site: s}
+}
+
+func (a *app) meshImportCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Take a newer directory, or reserve edges, that somebody brings",
+		Long: `Import takes a directory of names, keys and addresses that is newer than the one
+in force, or reserve edges that are meant for this laptop alone. It needs no
+network: the file may come on a stick, or as QR codes from a phone.
+
+FILE is directory.pem, or the text of the QR codes, one a line, in any order. A
+hyphen reads standard input. What the maintainers did not sign, what is older
+than what this laptop has seen, and what has expired is refused, and then nothing
+changes.`,
+		Example: "  run0 veilor mesh import /run/media/ann/stick/directory.pem\n  run0 veilor mesh import - < codes.txt",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{errors.New("one file is wanted; write for example: veilor mesh import directory.pem")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.needRoot("mesh import " + args[0]); err != nil {
+				return err
+			}
+			s, err := site.Load(a.site)
+			if err != nil {
+				return err
+			}
+			text, err := readPacket(cmd.InOrStdin(), args[0])
+			if err != nil {
+				return err
+			}
+			packet, err := directory.Unpack(text)
+			if err != nil {
+				return refused(err, time.Now())
+			}
+			key := ""
+			if packet.Reserve != nil {
+				y, err := yggdrasil.Query(cmd.Context(), a.yggSocket)
+				if err != nil {
+					return &advice.Error{
+						Text:  fmt.Sprintf("reserve edges are for one laptop, and this one's key is not known: %v", err),
+						Todo:  "Start it with: run0 systemctl start veilor-ygg    then run this again.",
+						Cause: err,
+					}
+				}
+				key = y.Key
+			}
+			d, reserve, err := a.directoryStore(s).Import(packet, key, time.Now())
+			current := errors.Is(err, directory.ErrCurrent)
+			if err != nil && !current {
+				return refused(err, time.Now())
+			}
+			r := imported{Changed: !current, Version: d.Version, Moves: d.Moves, Expires: d.Expires}
+			if reserve != nil {
+				for _, e := range reserve.Edges {
+					r.Reserve = append(r.Reserve, e.Name)
+				}
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), r)
+			}
+			return r.text(cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; fields are added over time, never changed")
+	return cmd
+}
+
+// imported is the answer of import.
+type imported struct {
+	// Changed is false if what was brought is in force already.
+	Changed bool      `json:"changed"`
+	Version int64     `json:"version"`
+	Moves   int64     `json:"addresses_version"`
+	Expires time.Time `json:"expires"`
+	// Reserve are the names of reserve edges that were brought.
+	Reserve []string `json:"reserve,omitempty"`
+}
+
+func (r imported) text(w io.Writer) error {
+	what := fmt.Sprintf("directory %d with addresses %d, good until %s", r.Version, r.Moves, r.Expires.Format(time.DateOnly))
+	switch {
+	case r.Reserve != nil:
+		_, err := fmt.Fprintf(w, "%d reserve edges for this laptop are in force: %v\n", len(r.Reserve), r.Reserve)
+		return err
+	case !r.Changed:
+		_, err := fmt.Fprintf(w, "It is in force already: %s. Nothing was changed.\n", what)
+		return err
+	}
+	_, err := fmt.Fprintf(w, "In force now: %s.\n", what)
+	return err
+}
+
+// readPacket reads a file or standard input, no more than a real one has.
+func readPacket(stdin io.Reader, file string) ([]byte, error) {
+	in := stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading the directory: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	// One more, so that Unpack sees that it is too much.
+	text, err := io.ReadAll(io.LimitReader(in, directory.MaxPacket+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the directory: %w", err)
+	}
+	return text, nil
+}
+
+// refused says why, and what to do.
+func refused(err error, now time.Time) error {
+	const (
+		unchanged = "Nothing was changed. "
+		again     = unchanged + "Get it again, from the operator or from somebody whom you know."
+	)
+	for _, r := range []struct {
+		is         error
+		text, todo string
+	}{
+		{directory.ErrUnsigned, "directory refused: it is not signed by enough of the maintainers' keys   [directory-unsigned]",
+			unchanged + "If it came from the operator, tell him this line; if not, forget it."},
+		{directory.ErrOlder, "directory refused: it is older than the one in force   [directory-older]",
+			unchanged + "Ask for a newer one. An old one may be true and still hide a change."},
+		{directory.ErrExpired, "directory refused: its signatures had expired on " + now.Format(time.DateOnly) + ", which is today by this laptop's clock   [directory-expired]",
+			unchanged + "If that is not today's date, set the clock: timedatectl set-ntp true\nIf it is, ask for a newer one. What is in force goes on."},
+		{directory.ErrTooLarge, "directory refused: it is too large to be one   [directory-oversized]", again},
+		{directory.ErrStranger, "reserve edges refused: they are for another laptop   [reserve-stranger]",
+			unchanged + "Give the operator this laptop's key, which `veilor status --json` prints."},
+		{directory.ErrNoAnchor, "directory refused: this system's image carries no signed directory, so it cannot know who may sign one   [directory-unsigned-image]",
+			"Update to an image that does: veilor update"},
+		{directory.ErrDamaged, "directory refused: it is damaged, or something else   [directory-damaged]", again},
+	} {
+		if errors.Is(err, r.is) {
+			return &advice.Error{Text: r.text, Todo: r.todo + "\n(" + err.Error() + ")", Cause: err}
+		}
+	}
+	return err
+}
