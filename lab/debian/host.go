@@ -41,6 +41,7 @@ var needs = []need{
 	{what: "mount", pkg: "mount", missing: noCommand("mount")},
 	{what: "ip", pkg: "iproute2", missing: noCommand("ip")},
 	{what: "nft", pkg: "nftables", missing: noCommand("nft")}, // tests compare with its reading
+	{what: "Python's venv", pkg: "python3-venv", missing: noPython}, // zizmor judges the workflows
 	{what: "a C compiler", pkg: "gcc", missing: noCommand("cc")},
 	{what: "the C library's headers", pkg: "libc6-dev", missing: noFile("/usr/include/stdlib.h")},
 	{what: "pkg-config", pkg: "pkg-config", missing: noCommand("pkg-config")},
@@ -162,4 +163,9 @@ func rustMinor(line string) int {
 		return 0
 	}
 	return n
+}
+
+// noPython looks for ensurepip too: Debian's venv starts without it and then fails.
+func noPython(ctx context.Context) bool {
+	return exec.CommandContext(ctx, "python3", "-c", "import venv, ensurepip").Run() != nil
 }
