@@ -17,6 +17,8 @@ type Condition struct {
 	ID, Title string
 	// Floor is the promise that it belongs to: "i", "ii", or "" for none.
 	Floor string
+	// PeerLost says that the peer of the fallback falls as well.
+	PeerLost bool
 	// Rules are what the censor does.
 	Rules []censor.Rule
 	// Hit are the names of the rules that must have acted on something; empty
@@ -82,9 +84,9 @@ func Conditions() []Condition {
 		{ID: "go-tls", Title: "Go's TLS reset by its fingerprint", Rules: []censor.Rule{censor.GoTLS("go-tls")}, Begin: knock, End: nothing},
 		{ID: "quic", Title: "QUIC dropped", Rules: []censor.Rule{censor.QUIC("quic")}, Begin: quic, End: nothing},
 		{ID: "frozen", Title: "connections with home frozen after 16 KB", Rules: []censor.Rule{censor.UDP(), censor.Frozen("frozen", home, frozenAfter)}, Hit: []string{"udp"}},
-		{ID: "home", Floor: "ii", Title: "the operator's whole network dropped", Rules: []censor.Rule{censor.Hosts("home", "home dropped", home)}, NotReached: edgePort},
-		{ID: "edges", Floor: "ii", Title: "Tailscale and every edge dropped: the public peer is left", Rules: []censor.Rule{censor.UDP(), control, bothEdges}, NotReached: edgePort},
-		{ID: "allow-list", Title: "an allow-list with one edge on it", Rules: []censor.Rule{censor.Only("list", "all but the listed dropped", router, far)}, NotReached: controlPort},
+		{ID: "home", PeerLost: true, Floor: "ii", Title: "the operator's whole network dropped", Rules: []censor.Rule{censor.Hosts("home", "home dropped", home)}, NotReached: edgePort},
+		{ID: "edges", PeerLost: true, Floor: "ii", Title: "Tailscale and every edge dropped: the public peer is left", Rules: []censor.Rule{censor.UDP(), control, bothEdges}, NotReached: edgePort},
+		{ID: "allow-list", PeerLost: true, Title: "an allow-list with one edge on it", Rules: []censor.Rule{censor.Only("list", "all but the listed dropped", router, far)}, NotReached: controlPort},
 		{ID: "loss-2", Title: "2 % loss, up to 200 ms of jitter", Rules: lossy(2, 200*time.Millisecond)},
 		{ID: "loss-20", Title: "20 % loss, up to 200 ms of jitter", Rules: lossy(20, 200*time.Millisecond)},
 		{ID: "portal", Title: "captive portal, then released", Rules: censor.Portal("portal", portalPort), Hit: []string{"portal-wall"}, After: true, Begin: wait, End: nothing},

@@ -65,7 +65,9 @@ type Row struct {
 	ID    string `json:"id"`
 	Title string `json:"title"`
 	Floor string `json:"floor,omitempty"`
-	Cells []Cell `json:"cells"`
+	// PeerLost says that the fallback's peer is among what is blocked.
+	PeerLost bool   `json:"peer_lost,omitempty"`
+	Cells    []Cell `json:"cells"`
 	// Hits are packets that each of the censor's rules acted on, over all rounds.
 	Hits map[string]uint64 `json:"hits,omitempty"`
 	// Return is how long it took until the tailnet carried the product again after
@@ -83,11 +85,34 @@ type Record struct {
 	// seconds; 0 is that it was busy.
 	Idle float64 `json:"idle"`
 	Rows []Row   `json:"rows"`
+	// Gap is what new connections of the product meet right after a block.
+	Gap *Gap `json:"gap,omitempty"`
 }
+
+// Gap is the time from a new connection's first packet to its answer, of
+// connections that begin in the second after UDP and the control server are
+// dropped.
+type Gap struct {
+	Blocks      int `json:"blocks"`
+	Connections int `json:"connections"`
+	// In seconds.
+	Median float64 `json:"median"`
+	P95    float64 `json:"p95"`
+	Max    float64 `json:"max"`
+}
+
+// Limits of Gap, in seconds.
+const (
+	gapP95 = 0.5
+	gapMax = 2
+)
 
 // Limits of what is promised of the product in the floors' rows, in seconds. An
 // established connection is told at the latest when its layer is declared dead.
 var limits = map[string]float64{Established: 5, New: 2, Fresh: 30}
+
+// limitPeer is New's where the fallback loses its peer as well.
+const limitPeer = 3
 
 // Broken lists the promises that a record does not hold.
 func (r *Record) Broken() []string {
@@ -100,13 +125,20 @@ func (r *Record) Broken() []string {
 			if row.Floor == "" || c.Layer != Product || c.Result == NA {
 				continue
 			}
-			switch limit := limits[c.Mode]; {
+			limit := limits[c.Mode]
+			if row.PeerLost && c.Mode == New {
+				limit = limitPeer
+			}
+			switch {
 			case c.Result == Red:
 				all = append(all, fmt.Sprintf("%s, %s: no answer (%s)", row.Title, c.Mode, c.Reason))
 			case c.Seconds > limit:
 				all = append(all, fmt.Sprintf("%s, %s: an answer after %.1f s, promised within %.0f s", row.Title, c.Mode, c.Seconds, limit))
 			}
 		}
+	}
+	if g := r.Gap; g != nil && (g.P95 > gapP95 || g.Max > gapMax) {
+		all = append(all, fmt.Sprintf("new connections after a block: 95 %% answered within %.2f s, all within %.2f s; promised %.1f s and %d s", g.P95, g.Max, gapP95, gapMax))
 	}
 	return all
 }

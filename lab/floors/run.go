@@ -41,7 +41,7 @@ func (t *Town) Measure(ctx context.Context, conditions []Condition, o Options) (
 	for round := range o.Rounds {
 		for i, c := range conditions {
 			o.Progress("%s (round %d of %d)", c.Title, round+1, o.Rounds)
-			rows[i].ID, rows[i].Title, rows[i].Floor = c.ID, c.Title, c.Floor
+			rows[i].ID, rows[i].Title, rows[i].Floor, rows[i].PeerLost = c.ID, c.Title, c.Floor, c.PeerLost
 			if err := t.measure(ctx, c, o, &rows[i]); err != nil {
 				return rows, fmt.Errorf("%s: %w", c.Title, err)
 			}
@@ -78,7 +78,6 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 	if err := t.steady(ctx, o); err != nil {
 		return fmt.Errorf("before it: %w", err)
 	}
-	row.Return = max(row.Return, 0)
 	busy := t.clients(ctx, o, Established, New)
 	defer func() { busy.stop() }()
 	for _, p := range busy.all {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"flag"
@@ -22,7 +23,7 @@ import (
 
 type options struct {
 	source, cache, out, only, logs string
-	rounds                         int
+	rounds, gaps                   int
 	idle                           time.Duration
 }
 
@@ -34,6 +35,7 @@ func main() {
 	flag.StringVar(&o.logs, "logs", "", "keep the daemons' logs in this directory")
 	flag.StringVar(&o.only, "only", "", "only these conditions, by their names with commas; the record is then not written")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each condition is made")
+	flag.IntVar(&o.gaps, "gaps", 20, "how many blocks new connections are watched after; 0 for none")
 	flag.DurationVar(&o.idle, "idle", 0, "how long the laptop is silent before each block")
 	flag.Usage = func() {
 		var names []string
@@ -103,6 +105,13 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	if o.gaps > 0 && o.only == "" {
+		if record.Gap, err = town.MeasureGap(ctx, o.gaps, floors.Options{Roots: roots, Progress: say}); err != nil {
+			return err
+		}
+		say("%d new connections after %d blocks: median %.2f s, 95 %% within %.2f s, all within %.2f s",
+			record.Gap.Connections, record.Gap.Blocks, record.Gap.Median, record.Gap.P95, record.Gap.Max)
+	}
 	say("%s", floors.Table(&record))
 	broken := record.Broken()
 	if o.only == "" {
@@ -115,6 +124,13 @@ func run(ctx context.Context, o options) error {
 		}
 		if err := renameio.WriteFile(o.out, append(text, '\n'), 0o644); err != nil {
 			return fmt.Errorf("writing the record: %w", err)
+		}
+		var picture bytes.Buffer
+		if err := record.SVG(&picture); err != nil {
+			return err
+		}
+		if err := renameio.WriteFile(strings.TrimSuffix(o.out, ".json")+".svg", picture.Bytes(), 0o644); err != nil {
+			return fmt.Errorf("writing the picture: %w", err)
 		}
 	}
 	if len(broken) > 0 {

@@ -1,0 +1,97 @@
+package floors
+
+import (
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/veilor/veilor-os/lab/sandbox"
+)
+
+func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
+
+// cacheVar names the lab's cache.
+const cacheVar = "VEILOR_LAB_CACHE"
+
+// TestFloors holds the promised floors, each in its clearest condition; `make
+// evidence` makes all of them, several times.
+func TestFloors(t *testing.T) {
+	cache := os.Getenv(cacheVar)
+	switch {
+	case os.Geteuid() != 0:
+		t.Skip("SKIPPED, the floors are NOT tested: namespaces need root")
+	case cache == "":
+		t.Skipf("SKIPPED, the floors are NOT tested: set %s to the lab's cache (or where it shall be)", cacheVar)
+	}
+	dir, remove, err := Dir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer remove()
+	town, roots, stop, err := Start(t.Context(), Setup{Source: "../..", Cache: cache, Dir: dir, Log: t.Output(), Progress: func(what string) { t.Log(what) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	short := []string{"none", "control-dns", "dns-poisoned", "tailscale", "edges"}
+	conditions := slices.DeleteFunc(Conditions(), func(c Condition) bool { return !slices.Contains(short, c.ID) })
+	rows, err := town.Measure(t.Context(), conditions, Options{Roots: roots, Rounds: 1, Progress: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := Record{Rows: rows}
+	t.Logf("\n%s", Table(&r))
+	for _, row := range rows {
+		for _, c := range row.Cells {
+			// Figures are of a machine that tests share; that there is an answer is not.
+			if c.Layer == Product && c.Result != Green {
+				t.Errorf("%s, %s: %s (%s)", row.Title, c.Mode, c.Result, c.Reason)
+			}
+		}
+	}
+	for _, b := range r.Broken() {
+		t.Log("beyond its figure here: ", b)
+	}
+	// A block that Tailscale lives through is none.
+	for _, row := range rows {
+		if c := row.cell(Tailnet, New); (row.ID == "tailscale" || row.ID == "edges") && c.Result != Red {
+			t.Errorf("%s: the tailnet answers after %.1f s", row.Title, c.Seconds)
+		}
+	}
+}
+
+func TestBroken(t *testing.T) {
+	green := func(mode string, seconds float64) Cell {
+		return Cell{Layer: Product, Mode: mode, Result: Green, Seconds: seconds, Rounds: []float64{seconds}}
+	}
+	row := Row{ID: "x", Title: "a block", Floor: "ii"}
+	for _, c := range []Cell{green(New, 0.4), green(Established, 3), green(Fresh, 9)} {
+		row.add(c)
+	}
+	good := Record{Rows: []Row{row}}
+	if b := good.Broken(); b != nil {
+		t.Errorf("nothing is broken, and it says %q", b)
+	}
+	for name, change := range map[string]func(*Row){
+		"late":       func(r *Row) { r.add(green(New, 2.5)) },
+		"red":        func(r *Row) { r.Cells[0].Result = Red },
+		"flaky":      func(r *Row) { r.add(Cell{Layer: Product, Mode: Fresh, Result: Red, Rounds: []float64{-1}}) },
+		"told late":  func(r *Row) { r.add(green(Established, 6)) },
+		"flaky, too": func(r *Row) { r.Floor = ""; r.Cells[1].Result = Flaky },
+	} {
+		bad := row
+		bad.Cells = slices.Clone(row.Cells)
+		change(&bad)
+		if b := (&Record{Rows: []Row{bad}}).Broken(); len(b) != 1 {
+			t.Errorf("%s: %q", name, b)
+		}
+	}
+	row.PeerLost = true
+	row.add(green(New, 2.5))
+	if b := (&Record{Rows: []Row{row}}).Broken(); b != nil {
+		t.Errorf("a lost peer has 3 s: %q", b)
+	}
+	if b := (&Record{Gap: &Gap{P95: 0.6, Max: 1}}).Broken(); len(b) != 1 {
+		t.Errorf("a late gap: %q", b)
+	}
+}
