@@ -39,8 +39,7 @@ func (a *app) meshCommand() *cobra.Command {
 		Args:    cobra.ArbitraryArgs,
 		RunE:    group,
 	}
-	cmd.AddCommand(a.meshTestCommand(), a.meshExplainCommand(), a.meshLogCommand(), a.meshQuietCommand(), a.meshRunCommand(), a.meshPrepareCommand(),
-		a.meshImportCommand(), a.meshPinCommand(), a.meshFenceCommand())
+	cmd.AddCommand(a.meshTestCommand(), a.meshExplainCommand(), a.meshLogCommand(), a.meshQuietCommand(), a.meshRunCommand(), a.meshPrepareCommand())
 	return cmd
 }
 
