@@ -25,8 +25,10 @@ import (
 	"github.com/veilor/veilor-os/internal/tier"
 )
 
-// MaxSize bounds a policy that is read back. Ours has a few KiB for any number
-// of laptops, and Headscale's database column has no limit of its own.
+// MaxSize bounds a policy, written or read back. Ours has a few KiB for any
+// number of laptops. Headscale's database column has no limit of its own, but its
+// REST server passes requests on by gRPC, which takes 4 MiB; what could not be
+// read back must not be written.
 const MaxSize = 1 << 20
 
 // Document is a Headscale policy, as far as veilor uses the grammar.
@@ -119,6 +121,9 @@ func Compile(f *tier.Fleet) (*Document, error) {
 		d.ACLs = append(d.ACLs, a)
 	}
 	d.tests(f, hosts)
+	if n := len(d.Text()); n > MaxSize {
+		return nil, fmt.Errorf("compiling the Headscale policy: it would have %d bytes; at most %d can be loaded and read back; write fewer tiers or services", n, MaxSize)
+	}
 	return d, nil
 }
 

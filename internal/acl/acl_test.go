@@ -123,6 +123,13 @@ func TestCompileMistakes(t *testing.T) {
 		want   string
 	}{
 		{"no address", func(s *site.Site) { s.Hosts[0].Tailnet = netip.Addr{} }, nil, "guest -> x.veilor:443 needs the tailnet address of nullstone; join the host and write hosts[nullstone].tailnet"},
+		{"over the limit", func(s *site.Site) {
+			// Every tier has a test of every other.
+			for i := range 300 {
+				name := fmt.Sprintf("t%d", i)
+				s.Tiers = append(s.Tiers, site.Tier{Name: name, Tag: "tag:" + name})
+			}
+		}, nil, "at most 1048576 can be loaded and read back"},
 		{"three addresses", nil, []tier.Machine{{Name: "nullstone", Tier: "infra", Tailnet: []netip.Addr{netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("100.64.0.5")}}}, "would stand for two addresses"},
 	} {
 		if _, err := Compile(town(t, c.change, c.more...)); err == nil || !strings.Contains(err.Error(), c.want) {

@@ -163,6 +163,9 @@ func TestWide(t *testing.T) {
 		{"each other", guest("guest:443"), "must name each service"},
 		{"every port", guest("x.veilor:*"), "every port of x.veilor is every port of its host nullstone"},
 		{"another port", guest("x.veilor:22"), "x.veilor has no port 22, so this opens something else on nullstone; write x.veilor:443"},
+		{"a range that swallows a tier", guest("100.64.0.0/10:443"), `"100.64.0.0/10" is neither a tier nor a service`},
+		{"an address", guest("100.64.0.1:443"), `"100.64.0.1" is neither`},
+		{"a tag", guest("tag:infra:443"), "is not TARGET:PORT"},
 		{"unnamed target", guest("y.veilor:443"), `"y.veilor" is neither a tier nor a service`},
 		{"no port", guest("x.veilor"), "is not TARGET:PORT"},
 		{"a shared port", func(s *site.Site) {
