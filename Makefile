@@ -10,7 +10,7 @@ GO ?= go
 OUT   ?= out
 CACHE ?= $(OUT)/cache
 
-.PHONY: help build test demo demo-short bench fuzz lint clean
+.PHONY: help build test demo demo-short bluebuild bench fuzz lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ demo: need ## the whole path, from the recipe to a laptop that stays reachable
 demo-short: need ## the same without the long waits
 	cd lab && $(GO) build -buildvcs=false -o ../bin/demo ./cmd/demo
 	@./bin/demo --out $(OUT) --cache $(CACHE) --short
+
+# Outside of CI: it compiles BlueBuild, ten minutes the first time.
+bluebuild: need ## what the real BlueBuild CLI makes of the recipe: out/Containerfile
+	cd lab && $(GO) build -buildvcs=false -o ../bin/bluebuild ./cmd/bluebuild
+	@./bin/bluebuild --out $(OUT) --cache $(CACHE)
 
 bench: need ## the figures that are ratios measured in one run
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./internal/...
