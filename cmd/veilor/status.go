@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/status"
 	"github.com/veilor/veilor-os/internal/tailnet"
+	"github.com/veilor/veilor-os/internal/tier"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
 )
 
@@ -88,7 +88,8 @@ func (a *app) report(ctx context.Context) (*status.Report, error) {
 	}
 	r.Mesh = status.Mesh{Joined: tn.Joined, Tags: []string{}}
 	if tn.Joined {
-		r.Mesh.Hostname, r.Mesh.Tier = tn.Hostname, tierOf(s, tn.Tags)
+		r.Mesh.Hostname = tn.Hostname
+		r.Mesh.Tier, r.Mesh.Opens = tierOf(s, tn.Tags)
 		r.Mesh.Tags = append(r.Mesh.Tags, tn.Tags...)
 		if tn.Address.IsValid() {
 			r.Mesh.Address = tn.Address.String()
@@ -119,14 +120,17 @@ func path(s *site.Site, tn tailnet.State, service string) string {
 	return ""
 }
 
-// tierOf is what the site calls the first of the tags that it knows.
-func tierOf(s *site.Site, tags []string) string {
-	for _, t := range s.Tiers {
-		if slices.Contains(tags, t.Tag) {
-			return t.Name
-		}
+// tierOf is the tier of the tags, and what it opens. Two tags are no tier: the
+// node has the sum of both, which the site does not have.
+func tierOf(s *site.Site, tags []string) (name string, opens []string) {
+	p, err := tier.New(s)
+	if err != nil {
+		return "", nil // an image with such a site is not built
 	}
-	return ""
+	if name, err = p.OfTags(tags); err != nil || name == "" {
+		return "", nil
+	}
+	return name, p.Opens(name)
 }
 
 // system asks bootc, and for the rest os-release.

@@ -62,6 +62,8 @@ type Mesh struct {
 	Tags     []string `json:"tags"`
 	// Tier is what the site calls the tags.
 	Tier string `json:"tier,omitempty"`
+	// Opens is what the tier opens, as the site writes it; null if unknown.
+	Opens []string `json:"opens,omitempty"`
 }
 
 // Yggdrasil is this machine's node.

@@ -47,7 +47,7 @@ func report(change func(*Report), layers ...mesh.Health) *Report {
 	r := &Report{
 		System: System{Name: "veilor-os", Image: "ghcr.io/veilor/veilor-os:44", Version: "44.20261122.0", Signature: "containerPolicy", Encrypted: &encrypted,
 			Digest: "sha256:4e0c000000000000000000000000000000000000000000000000000000000000"},
-		Mesh:      Mesh{Joined: true, Hostname: "laptop-7f", Address: "100.64.0.3", Tags: []string{"tag:guest"}, Tier: "guest"},
+		Mesh:      Mesh{Joined: true, Hostname: "laptop-7f", Address: "100.64.0.3", Tags: []string{"tag:guest"}, Tier: "guest", Opens: []string{"x.veilor:443"}},
 		Services:  Services([]forward.Status{st}),
 		Yggdrasil: Yggdrasil{Key: "ab", Address: "200::1", Peer: "edge-2", Up: true},
 	}
@@ -62,6 +62,12 @@ func report(change func(*Report), layers ...mesh.Health) *Report {
 }
 
 var cases = map[string]*Report{
+	"admin": report(func(r *Report) {
+		r.Mesh.Tags, r.Mesh.Tier, r.Mesh.Opens = []string{"tag:admin"}, "admin", []string{"*:*"}
+	}, health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
+	"two-tags": report(func(r *Report) {
+		r.Mesh.Tags, r.Mesh.Tier, r.Mesh.Opens = []string{"tag:admin", "tag:guest"}, "", nil
+	}, health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
 	"good": report(func(r *Report) { r.Services[0].Path = "direct" },
 		health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
 	"blocked": report(nil,

@@ -3,6 +3,7 @@ package status
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,7 +41,7 @@ func (r *Report) Text(w io.Writer) error {
 		block(s.Name, aboutService, s.Name, reach, r.fallback(s))
 	}
 	block("system", aboutSystem, "", r.system(), r.image(), r.staged())
-	block("mesh", aboutMesh, "", r.member())
+	block("mesh", aboutMesh, "", r.member(), r.opens())
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -132,6 +133,23 @@ func (r *Report) member() string {
 		who = strings.Join(r.Mesh.Tags, " ")
 	}
 	return join(", ", who, fmt.Sprintf("joined as %s (%s)", r.Mesh.Hostname, r.Mesh.Address))
+}
+
+// opens is the line on what the tier lets this laptop open.
+func (r *Report) opens() string {
+	switch {
+	case !r.Mesh.Joined:
+		return ""
+	case r.Mesh.Tier == "" && len(r.Mesh.Tags) == 0:
+		return "in no tier, so it opens nothing; ask the operator for a key of a tier, and join with it"
+	case r.Mesh.Tier == "":
+		return "these tags are not one tier of the site; ask the operator for a key of one, and join with it"
+	case slices.Contains(r.Mesh.Opens, "*:*"):
+		return "opens everything, on every machine"
+	case len(r.Mesh.Opens) == 0:
+		return ""
+	}
+	return "opens " + strings.Join(r.Mesh.Opens, ", ") + " and nothing else"
 }
 
 // short is enough of a digest to compare by eye.

@@ -105,15 +105,21 @@ func (p *Policy) Decide(src, dst Machine, proto Protocol, port uint16) Verdict {
 	return Verdict{Rule: ByDefault, Why: p.closed(src.Tier)}
 }
 
-// closed says what a tier does open.
-func (p *Policy) closed(tier string) string {
-	var opens []string
+// Opens lists what a tier opens, as the site writes it: "x.veilor:443", "infra:*".
+func (p *Policy) Opens(tier string) []string {
+	opens := []string{}
 	for _, r := range p.rules {
 		if r.Tier == tier {
 			_, what, _ := strings.Cut(r.String(), " -> ")
 			opens = append(opens, what)
 		}
 	}
+	return opens
+}
+
+// closed says what a tier does open.
+func (p *Policy) closed(tier string) string {
+	opens := p.Opens(tier)
 	if len(opens) == 0 {
 		return "tier " + tier + " opens nothing"
 	}
