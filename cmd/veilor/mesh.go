@@ -39,7 +39,8 @@ func (a *app) meshCommand() *cobra.Command {
 		Args:    cobra.ArbitraryArgs,
 		RunE:    group,
 	}
-	cmd.AddCommand(a.meshTestCommand(), a.meshExplainCommand(), a.meshLogCommand(), a.meshQuietCommand(), a.meshRunCommand(), a.meshPrepareCommand())
+	cmd.AddCommand(a.meshTestCommand(), a.meshExplainCommand(), a.meshLogCommand(), a.meshQuietCommand(), a.meshRunCommand(), a.meshPrepareCommand(),
+		a.meshImportCommand(), a.meshPinCommand(), a.meshFenceCommand())
 	return cmd
 }
 
