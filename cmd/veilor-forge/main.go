@@ -75,6 +75,7 @@ Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 		group("key", "Make the keys that sign images", keyGenerate()),
 		group("authority", "Make the site's certificate authority and its certificates", authorityCreate(), authorityIssue()),
 		policyCommand(),
+		directoryCommand(),
 		checkCommand(),
 	)
 	needCommand(root)

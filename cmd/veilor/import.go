@@ -33,7 +33,7 @@ FILE is directory.pem, or the text of the QR codes, one a line, in any order. A
 hyphen reads standard input. What the maintainers did not sign, what is older
 than what this laptop has seen, and what has expired is refused, and then nothing
 changes.`,
-		Example: "  run0 veilor mesh import /run/media/ann/stick/directory.pem\n  run0 veilor mesh import - < codes.txt",
+		Example: "  run0 veilor mesh import /run/media/stick/directory.pem\n  run0 veilor mesh import - < codes.txt",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usageError{errors.New("one file is wanted; write for example: veilor mesh import directory.pem")}
