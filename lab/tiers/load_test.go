@@ -35,7 +35,7 @@ import (
 const cacheVar = "VEILOR_LAB_CACHE"
 
 // headscaleProgram is the real Headscale, built from the lab's go.mod.
-func headscaleProgram(t *testing.T) string {
+func headscaleProgram(t testing.TB) string {
 	t.Helper()
 	dir := os.Getenv(cacheVar)
 	if dir == "" {
@@ -50,14 +50,14 @@ func headscaleProgram(t *testing.T) string {
 
 // control is a real Headscale in a namespace of its own.
 type control struct {
-	t      *testing.T
+	t      testing.TB
 	ns     *namespace.Namespace
 	config headscale.Config
 	daemon *daemon.Daemon
 	roots  *x509.CertPool
 }
 
-func newControl(t *testing.T) *control {
+func newControl(t testing.TB) *control {
 	needRoot(t)
 	c := &control{t: t}
 	program := headscaleProgram(t)
@@ -103,6 +103,10 @@ func (c *control) kill() {
 	<-c.daemon.Done()
 }
 
+// restartLimit: with 10^4 nodes Headscale computes for a while before it
+// listens.
+const restartLimit = 20 * time.Minute
+
 // startAgain starts it with the database that it left.
 func (c *control) startAgain(cl *api.Client) {
 	c.t.Helper()
@@ -112,7 +116,7 @@ func (c *control) startAgain(cl *api.Client) {
 	if c.daemon, err = daemon.Start(c.ns, "headscale", c.config.Log, cmd); err != nil {
 		c.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(c.t.Context(), restartLimit)
 	defer cancel()
 	if err := c.daemon.Ready(ctx, func(ctx context.Context) error { _, err := cl.Nodes(ctx); return err }); err != nil {
 		c.t.Fatal(err)

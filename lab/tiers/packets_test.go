@@ -34,7 +34,7 @@ var rigs = []struct {
 // with other services, a laptop, and the failsafe. The rest have no other rules.
 var mutantRigs = []int{0, 1, 3, 4, 6}
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("NOT TESTED without root: real packets need network namespaces; run the lab's tests as root")
