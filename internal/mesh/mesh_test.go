@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,6 +21,12 @@ func answered(l Layer, start, ms int) Event {
 }
 func failed(l Layer, start, ms int) Event {
 	return Event{Layer: l, Kind: Failed, Start: at(start), At: at(ms), Err: "i/o timeout"}
+}
+func heard(l Layer, ms int) Event {
+	return Event{Layer: l, Kind: Heard, At: at(ms), RTT: 20 * time.Millisecond}
+}
+func waits(l Layer, start, ms int) Event {
+	return Event{Layer: l, Kind: Silent, Start: at(start), At: at(ms)}
 }
 func absent(l Layer, ms int) Event {
 	return Event{Layer: l, Kind: Absent, At: at(ms), Err: "no interface"}
@@ -50,6 +57,11 @@ func TestTransitions(t *testing.T) {
 		{"two answers bring it back", append(dead[:6:6], answered(Tailnet, 3250, 3300), begun(Tailnet, 4250), answered(Tailnet, 4250, 4300)), Up},
 		{"two answers at once do not", append(dead[:6:6], answered(Tailnet, 3250, 3300), answered(Tailnet, 3251, 3301)), Down},
 		{"a failure between them starts over", append(dead[:6:6], answered(Tailnet, 3250, 3300), failed(Tailnet, 4000, 4001), answered(Tailnet, 4250, 4300)), Down},
+		{"bytes that flow keep it from being down", append(dead[:5:5], heard(Tailnet, 3000), begun(Tailnet, 3250)), Suspect},
+		{"bytes that flowed do not", append(append([]Event{heard(Tailnet, 0)}, dead...), begun(Tailnet, 4250)), Down},
+		{"bytes that flow do not bring it back", append(dead[:6:6], heard(Tailnet, 3300), heard(Tailnet, 9000)), Down},
+		{"a connection that waits is no evidence", []Event{
+			answered(Tailnet, 0, 10), waits(Tailnet, 10, 1010), waits(Tailnet, 10, 2010), waits(Tailnet, 10, 4010), waits(Tailnet, 10, 8010)}, Up},
 		{"no interface", []Event{begun(Tailnet, 0), answered(Tailnet, 0, 20), absent(Tailnet, 30)}, Off},
 		{"interface back", []Event{absent(Tailnet, 0), begun(Tailnet, 1000)}, Suspect},
 		{"interface back and answering", []Event{
@@ -154,6 +166,57 @@ func TestProbesOnlyWhereNeeded(t *testing.T) {
 	}
 }
 
+// TestWaitingAsks: a connection that waits makes its layer be asked at once, and
+// only if nothing else has asked already.
+func TestWaitingAsks(t *testing.T) {
+	s := New(Order, steady)
+	s.On(answered(Tailnet, 0, 10))
+	s.On(waits(Tailnet, 10, 100_000)) // long after anybody connected
+	probes, _ := s.Due(at(100_000))
+	if len(probes) != 1 || probes[0] != Tailnet {
+		t.Fatalf("probes = %v", probes)
+	}
+	s.On(begun(Tailnet, 100_000))
+	s.On(waits(Tailnet, 10, 100_100))
+	if next, ok := s.Next(); !ok || !next.Equal(at(100_250)) {
+		t.Errorf("next = %v, %t; want the probe's own pace", next, ok)
+	}
+	s.On(answered(Tailnet, 100_000, 100_200))
+	if _, ok := s.Next(); ok {
+		t.Error("it answered, yet is asked again")
+	}
+	s.On(waits(Tailnet, 10, 100_300))
+	if _, ok := s.Next(); ok {
+		t.Error("it answered since the connection last heard something, yet is asked again")
+	}
+}
+
+// TestChanged: in another network a lost layer is asked at once, and the past is
+// no reason to hold it off.
+func TestChanged(t *testing.T) {
+	s := New(Order, steady)
+	s.Plan(at(0))
+	put(s, Tailnet, Down)
+	s.find(Tailnet).hold = maxHold
+	s.Changed(at(10_000))
+	if next, ok := s.Next(); !ok || next.After(at(10_000)) {
+		t.Errorf("next = %v, %t; want now", next, ok)
+	}
+	for ms := 10_000; ms <= 10_600; ms += 300 {
+		s.On(begun(Tailnet, ms))
+		s.On(answered(Tailnet, ms, ms+1))
+	}
+	if st := s.State(Tailnet); st != Up {
+		t.Errorf("it answers for half a second and is %v", st)
+	}
+	idle := New(Order, steady)
+	idle.On(answered(Tailnet, 0, 10))
+	idle.Changed(at(1_000_000))
+	if _, ok := idle.Next(); ok {
+		t.Error("nobody uses the service, yet its layers are asked")
+	}
+}
+
 func TestActive(t *testing.T) {
 	s := New(Order, steady)
 	if l, _ := s.Active(); l != "" {
@@ -234,6 +297,92 @@ func TestBlockedSoon(t *testing.T) {
 		if l, _ := s.Active(); l != Tailnet {
 			t.Errorf("every %d ms: on %q 4 s after the block ended", every, l)
 		}
+	}
+}
+
+// TestFlowsOnALossyDay is TestLossyDay for connections that live long: of one
+// that downloads and one whose server thinks, at the same loss and jitter, none
+// may be reset and no layer left.
+func TestFlowsOnALossyDay(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 3))
+	s := New(Order, rng.Float64)
+	w := newWorld(s, rng)
+	w.loss, w.jitter = 0.02, 200
+	w.dial(Tailnet)
+	for range 24 * 60 {
+		// A minute: bytes that come, and then a server that thinks for 20 s.
+		for range 4 {
+			w.run(60_000, 10_000)
+			w.on(heard(Tailnet, w.now))
+		}
+		last := w.now
+		for _, silence := range []int{1000, 1000, 2000, 4000, 8000} {
+			w.run(60_000, silence)
+			w.on(waits(Tailnet, last, w.now))
+		}
+		w.run(60_000, 4000)
+	}
+	if w.switches != 0 {
+		t.Errorf("%d switches in 24 h, want 0", w.switches)
+	}
+}
+
+// TestStalledDownload: a download that stalls because its layer is dead is ended
+// within five seconds of its last byte, with nobody else connecting.
+func TestStalledDownload(t *testing.T) {
+	worst := 0
+	for seed := range uint64(200) {
+		rng := rand.New(rand.NewPCG(4, seed))
+		s := New(Order, rng.Float64)
+		w := newWorld(s, rng)
+		w.dial(Tailnet)
+		w.run(60_000, 1000)
+		w.on(heard(Tailnet, w.now))
+		w.blocked[Tailnet] = true
+		began := w.now
+		w.now += 1000 // internal/forward's watch
+		w.on(waits(Tailnet, began, w.now))
+		for s.State(Tailnet) != Down && w.now < began+20_000 {
+			w.run(1<<30, 10)
+		}
+		worst = max(worst, w.now-began)
+	}
+	if worst > 5000 {
+		t.Errorf("told after %d ms, want 5 s at most", worst)
+	}
+}
+
+// TestFirstConnectionAfterTheBlock: whoever connects after the tailnet is blocked
+// has a connection over the fallback within half a second, with the constants
+// that TestLossyDay keeps calm, whether or not anybody connected before.
+func TestFirstConnectionAfterTheBlock(t *testing.T) {
+	const rtt = 60 // ms, of the fallback
+	var took []int
+	for i := range 400 {
+		rng := rand.New(rand.NewPCG(5, uint64(i)))
+		s := New(Order, rng.Float64)
+		w := newWorld(s, rng)
+		w.jitter = 30
+		w.run(500, 3_000)
+		w.run(1<<30, 60_000+rng.IntN(60_000)) // idle
+		w.blocked[Tailnet] = true
+		w.run(1<<30, rng.IntN(5_000))
+		for range 1 + i%4 { // the first, and those after it
+			after := 0
+			for _, step := range s.Plan(at(w.now)) {
+				after += int(step.After / time.Millisecond)
+				w.dial(step.Layer)
+				if !w.blocked[step.Layer] {
+					break
+				}
+			}
+			took = append(took, after+rtt+w.rng.IntN(w.jitter))
+			w.run(1<<30, 700)
+		}
+	}
+	slices.Sort(took)
+	if p95 := took[len(took)*95/100]; p95 > 500 || took[len(took)-1] > 2000 {
+		t.Errorf("of %d connections p95 %d ms, worst %d ms; want 500 and 2000", len(took), p95, took[len(took)-1])
 	}
 }
 
@@ -332,7 +481,7 @@ func FuzzEvents(f *testing.F) {
 			ms += int(script[i+1]) * 4
 			l := Order[int(script[i]>>4)%len(Order)]
 			start := max(0, ms-int(script[i]>>5)*100)
-			switch script[i] % 6 {
+			switch script[i] % 9 {
 			case 0:
 				check(s.On(begun(l, ms)))
 			case 1:
@@ -349,6 +498,12 @@ func FuzzEvents(f *testing.F) {
 				for _, l := range probes {
 					check(s.On(begun(l, ms)))
 				}
+			case 6:
+				check(s.On(heard(l, ms)))
+			case 7:
+				check(s.On(waits(l, start, ms)))
+			case 8:
+				s.Changed(at(ms))
 			}
 			plan := s.Plan(at(ms))
 			if len(plan) != len(layers) {
