@@ -66,7 +66,8 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error
 	if err != nil {
 		return err
 	}
-	iface, err := tun.New(newPackets(node, time.Now), lib, tun.InterfaceName(cfg.IfName), tun.InterfaceMTU(cfg.IfMTU))
+	traffic := newPackets(node, time.Now)
+	iface, err := tun.New(traffic, lib, tun.InterfaceName(cfg.IfName), tun.InterfaceMTU(cfg.IfMTU))
 	if err != nil {
 		node.Stop()
 		return tunError(cfg.IfName, err)
@@ -113,7 +114,7 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error
 		})
 	}
 	s := &supervisor{
-		core: node, key: key, peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
+		core: node, key: key, joined: traffic.refresh, peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
 		dir: dir, log: log, now: time.Now, skews: make([]atomic.Int64, len(cfg.Edges)),
 	}
 	wg.Go(func() { s.run(ctx) })

@@ -178,6 +178,22 @@ func (p *packets) learn(key ed25519.PublicKey) netip.Addr {
 	return a
 }
 
+// refresh asks anew for the way to everybody who was spoken with lately. The
+// library keeps a way that leads nowhere for up to a minute (ironwood,
+// network/config.go pathTimeout), which is what a restarted edge left its guests
+// with (measured); it takes a newer one when it gets one.
+func (p *packets) refresh() {
+	p.mu.Lock()
+	var keys []ed25519.PublicKey
+	for _, r := range p.known {
+		keys = append(keys, r.key)
+	}
+	p.mu.Unlock()
+	for _, k := range keys {
+		p.core.SendLookup(k)
+	}
+}
+
 // sweep forgets, now and then, what was not used for long. p.mu is held.
 func (p *packets) sweep(now time.Time) {
 	if now.Sub(p.swept) < keyLife/4 && len(p.waiting) < maxWaiting {

@@ -35,6 +35,11 @@ const (
 	gonePoll    = time.Millisecond
 )
 
+// settles is when, after a peering began, the network has probably found its
+// shape: it looks at itself once a second (ironwood, network/router.go), and one
+// look more or two may be lost or too early.
+var settles = []time.Duration{time.Second, 3 * time.Second, 10 * time.Second}
+
 // errLeft ends a peering that the machine left.
 var errLeft = errors.New("another peer is better")
 
@@ -55,6 +60,8 @@ type supervisor struct {
 	log   *slog.Logger
 	now   func() time.Time
 	skews []atomic.Int64 // by edge: how far its clock is ahead of ours
+	// joined is called a few times after a peering began, see settles.
+	joined func()
 
 	machine *peering.Machine
 	results chan result
@@ -225,8 +232,11 @@ func (s *supervisor) reach(ctx context.Context, peer int) (*wss.Conn, error) {
 			return conn, err
 		}
 		skew, ok := admission.Skew(refused.Header, there())
-		if !ok {
+		if !ok && refused.Status == http.StatusNotFound {
 			return nil, fmt.Errorf("%w; does it admit this machine? (its key: `veilor-ygg address`)", err)
+		}
+		if !ok {
+			return nil, err
 		}
 		s.skews[peer].Add(int64(skew))
 		s.log.Warn("the edge's clock differs from ours", "peer", p.Name, "ahead", time.Duration(s.skews[peer].Load()).Round(time.Second))
@@ -278,6 +288,10 @@ func (s *supervisor) bridge(ctx context.Context, lis *net.UnixListener, t *trans
 	}
 	// The wall clock, not s.now: what is measured is the kernel's.
 	go keepalive(ctx, t.conn, rand.Float64, time.After)
+	for _, d := range settles {
+		t := time.AfterFunc(d, s.joined)
+		defer t.Stop()
+	}
 	return t.conn.Bridge(ctx, local, func(late bool) {
 		e := peering.Event(peering.Clear{ID: l.id})
 		if late {

@@ -62,7 +62,7 @@ func TestMain(m *testing.M) {
 }
 
 var roles = map[string]func(context.Context, []string) error{
-	"front": front, "public": public, "service": service, "probe": probe,
+	"front": front, "public": public, "service": service, "probe": probe, "echo": echo, "hold": hold,
 }
 
 // front ends TLS: LISTEN BACKEND CERT KEY.
