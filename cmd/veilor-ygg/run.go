@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"log/slog"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
+	"github.com/veilor/veilor-os/internal/directory"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
 )
 
@@ -15,7 +18,7 @@ const (
 )
 
 func runCommand() *cobra.Command {
-	var config string
+	var config, siteFile, dir string
 	var debug bool
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -26,6 +29,10 @@ On the first start it makes its key. It loads a packet filter that closes its
 interface, then makes the interface, then looks for a peer. systemd is told when
 the interface is up; there may be no peer yet, and a machine without a network
 keeps looking.
+
+A laptop dials the edges of the signed directory, where it has one, and those of
+the configuration otherwise. When the directory gets other edges, the node starts
+anew by itself.
 
 What is told on standard error (the journal, under systemd) names peers and
 reasons, and neither keys nor the addresses of guests.`,
@@ -42,16 +49,23 @@ reasons, and neither keys nor the addresses of guests.`,
 			}
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			defer daemon.SdNotify(false, daemon.SdNotifyStopping)
-			return yggdrasil.Run(cmd.Context(), cfg, log, func() {
-				log.Info("ready", "interface", cfg.IfName)
-				// Without systemd there is nobody to notify and no error.
-				if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-					log.Warn("notifying systemd", "err", err)
-				}
+			tick := time.NewTicker(lookAgain)
+			defer tick.Stop()
+			read := func() *yggdrasil.Config { return dialled(cfg, siteFile, dir, log) }
+			return follow(cmd.Context(), read, tick.C, func(ctx context.Context, cfg *yggdrasil.Config) error {
+				return yggdrasil.Run(ctx, cfg, log, func() {
+					log.Info("ready", "interface", cfg.IfName)
+					// Without systemd there is nobody to notify and no error.
+					if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+						log.Warn("notifying systemd", "err", err)
+					}
+				})
 			})
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", defaultConfig, "configuration `FILE`")
+	cmd.Flags().StringVar(&siteFile, "site", defaultSite, "site `FILE` of the image")
+	cmd.Flags().StringVar(&dir, "directory", directory.Dir, "`DIRECTORY` of the signed directory")
 	cmd.Flags().BoolVar(&debug, "debug", false, "say more on standard error")
 	return cmd
 }

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -21,6 +23,8 @@ const Dir = "/var/lib/veilor/directory"
 const (
 	stateFile   = "directory.pem"
 	reserveFile = "reserve.pem"
+	// reserveGroup is of the only daemon that reads reserveFile.
+	reserveGroup = "_veilor-ygg"
 )
 
 // ErrNoAnchor is a system whose image carries no signed directory: it has no key
@@ -187,8 +191,18 @@ func (st Store) Import(p *Packet, laptop string, now time.Time) (Directory, *Res
 	if err := os.MkdirAll(st.Dir, 0o755); err != nil {
 		return have.Directory, nil, fmt.Errorf("keeping the reserve edges: %w", err)
 	}
-	if err := renameio.WriteFile(filepath.Join(st.Dir, reserveFile), data, 0o600, renameio.IgnoreUmask()); err != nil {
+	file := filepath.Join(st.Dir, reserveFile)
+	if err := renameio.WriteFile(file, data, 0o640, renameio.IgnoreUmask()); err != nil {
 		return have.Directory, nil, fmt.Errorf("keeping the reserve edges: %w", err)
+	}
+	if g, err := user.LookupGroup(reserveGroup); err == nil {
+		gid, err := strconv.Atoi(g.Gid)
+		if err == nil {
+			err = os.Chown(file, -1, gid)
+		}
+		if err != nil {
+			return have.Directory, nil, fmt.Errorf("keeping the reserve edges: %w", err)
+		}
 	}
 	return have.Directory, &r, nil
 }
