@@ -53,7 +53,7 @@ func Start(ctx context.Context, s Setup) (t *Town, roots *x509.CertPool, stop fu
 		return nil, nil, nil, err
 	}
 	var closers []func()
-	stop = func() {
+	end := func() {
 		for i := len(closers) - 1; i >= 0; i-- {
 			closers[i]()
 		}
@@ -61,7 +61,7 @@ func Start(ctx context.Context, s Setup) (t *Town, roots *x509.CertPool, stop fu
 	closers = append(closers, func() { tools.Close() })
 	defer func() {
 		if err != nil {
-			stop()
+			end()
 		}
 	}()
 	at := func(name string) string { return filepath.Join(s.Dir, name) }
@@ -114,7 +114,7 @@ func Start(ctx context.Context, s Setup) (t *Town, roots *x509.CertPool, stop fu
 		return nil, nil, nil, err
 	}
 	closers = append(closers, l.Stop)
-	return &Town{World: w, Laptop: l, Site: lab.Site}, roots, stop, nil
+	return &Town{World: w, Laptop: l, Site: lab.Site}, roots, end, nil
 }
 
 // Dir makes a directory with a path short enough for sockets; remove ends it.

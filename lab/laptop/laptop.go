@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
@@ -79,6 +80,9 @@ func Start(ctx context.Context, w *world.World, cfg Config) (*Laptop, error) {
 	if err := l.configure(); err != nil {
 		return nil, fmt.Errorf("starting the laptop: %w", err)
 	}
+	if err := l.pin(); err != nil {
+		return nil, fmt.Errorf("starting the laptop: %w", err)
+	}
 	key, err := w.Headscale.API.CreateKey(ctx, "tag:guest")
 	if err != nil {
 		return nil, fmt.Errorf("starting the laptop: %w", err)
@@ -115,6 +119,24 @@ func (l *Laptop) configure() error {
 		return err
 	}
 	return renameio.WriteFile(l.at("ygg.json"), text, 0o600)
+}
+
+// pin does what veilor-pins.service does, in an /etc/hosts of the laptop's own.
+func (l *Laptop) pin() error {
+	for link, to := range map[string]string{"root/proc": "/proc", "root/sys": "/sys"} {
+		if err := errors.Join(os.MkdirAll(l.at("root/etc"), 0o755), os.Symlink(to, l.at(link))); err != nil {
+			return err
+		}
+	}
+	hosts := l.at("root/etc/hosts")
+	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost\n"), 0o644); err != nil {
+		return err
+	}
+	if _, err := l.Veilor("mesh", "pin"); err != nil {
+		return err
+	}
+	// The guest's thread has mounts of its own; its processes inherit them.
+	return l.world.Guest.Do(func() error { return unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, "") })
 }
 
 // run starts veilor-ygg and veilor-mesh.
@@ -155,8 +177,11 @@ func (l *Laptop) run(ctx context.Context) error {
 
 // veilor is a command line of the laptop's veilor.
 func (l *Laptop) veilor(args ...string) []string {
-	return append([]string{l.cfg.Veilor, "--site", l.cfg.SiteFile, "--mesh-socket", l.at("mesh.sock"),
-		"--ygg-socket", l.at("ygg.sock"), "--tailscaled-socket", l.Node.Socket}, args...)
+	line := []string{l.cfg.Veilor, "--root", l.at("root"), "--site", l.cfg.SiteFile, "--mesh-socket", l.at("mesh.sock"), "--ygg-socket", l.at("ygg.sock")}
+	if l.Node != nil { // it has joined
+		line = append(line, "--tailscaled-socket", l.Node.Socket)
+	}
+	return append(line, args...)
 }
 
 // Veilor runs veilor on the laptop and returns what it printed.

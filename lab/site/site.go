@@ -50,6 +50,7 @@ var (
 	edge     = site.Peer{Name: "edge-1", URL: "wss://edge.lab.test/", Address: netip.MustParseAddrPort("10.88.3.20:443")}
 	farEdge  = site.Peer{Name: "edge-2", URL: "wss://far.lab.test/", Address: netip.MustParseAddrPort("10.88.4.20:443")}
 	public   = site.Peer{Name: "public-1", URL: "wss://peer.lab.test/", Address: netip.MustParseAddrPort("10.88.5.10:443")}
+	control  = netip.MustParseAddr("10.88.3.10")
 	tailnet  = netip.MustParseAddr("100.64.0.1") // the first that Headscale allots
 	loopback = netip.MustParseAddr("127.83.0.1")
 )
@@ -202,7 +203,7 @@ func (l *Lab) site() error {
 		Zone:      Zone,
 		OS:        site.OS{Name: "veilor-os", Release: Release, Home: "https://github.com/veilor/veilor-os"},
 		Image:     site.Image{Ref: ImageRef, Base: "ghcr.io/secureblue/kinoite-main-hardened"},
-		Control:   site.Control{URL: ControlURL},
+		Control:   site.Control{URL: ControlURL, Addresses: []netip.Addr{control}},
 		Authority: site.File{Path: "keys/authority.pem"},
 		Tiers: []site.Tier{
 			{Name: "admin", Tag: "tag:admin", Reach: []string{"*:*"}},
