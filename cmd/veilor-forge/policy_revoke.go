@@ -21,6 +21,7 @@ import (
 	"github.com/veilor/veilor-os/internal/headscale"
 	"github.com/veilor/veilor-os/internal/revoke"
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/tailnet"
 	"github.com/veilor/veilor-os/internal/tier"
 )
 
@@ -43,6 +44,7 @@ type revocation struct {
 	keys, edges      []string
 	control, keyFile string
 	machines, dir    string
+	tailscaled       string
 	here, host       bool
 	resume, asJSON   bool
 	wait             time.Duration
@@ -61,8 +63,8 @@ func policyRevoke() *cobra.Command {
 		Long: `revoke takes a machine off Yggdrasil and the tailnet, for good, and ends its
 live flows: every edge refuses its key and closes what is open; Headscale
 deletes its node and the keys it could come back with; with --here, this
-machine's own packet filter drops it and its sockets are ended. Then all of them
-are read again, and the table says who has confirmed what, and when.
+machine's own packet filter drops it, its tailscaled has heard, and its sockets
+with it are ended. Then all of them are read again, and the table says who has confirmed what, and when.
 
 The machine is named as Headscale or an edge knows it, or by --node or --key.
 What joins a tailnet node with a Yggdrasil key is the name that the edge was
@@ -111,6 +113,7 @@ $` + apiKeyEnv + `.`,
 	f.StringVar(&r.keyFile, "api-key-file", "", "`file` with Headscale's API key; - is standard input")
 	f.StringVar(&r.machines, "machines", "", "`file` (JSON) with the machines; the revoked one is marked in it")
 	f.BoolVar(&r.here, "here", false, "this machine serves the fleet: close its packet filter and sockets too")
+	f.StringVar(&r.tailscaled, "tailscaled-socket", tailnet.Socket, "`path` of this machine's tailscaled, for --here")
 	f.BoolVar(&r.host, "host", false, "it may be a host of the site")
 	f.StringVar(&r.dir, "queue", "", "`directory` of the orders (default: "+rootQueue+" for root, else veilor/revoke under $XDG_STATE_HOME)")
 	f.BoolVar(&r.resume, "resume", false, "go on with the orders that are pending, of every machine")
@@ -309,7 +312,7 @@ func (r *revocation) places() ([]revoke.Place, error) {
 		ps = append(ps, revoke.Place{Kind: revoke.Tailnet, At: r.control})
 	}
 	if r.here {
-		ps = append(ps, revoke.Place{Kind: revoke.Here})
+		ps = append(ps, revoke.Place{Kind: revoke.Here, At: r.tailscaled})
 	}
 	if r.machines != "" {
 		at, err := filepath.Abs(r.machines)
@@ -354,6 +357,15 @@ func (r *revocation) find(ctx context.Context) (revoke.Subject, error) {
 			}
 			if err != nil {
 				silent(p.String(), err)
+			}
+		case revoke.Here:
+			// It knows ids and addresses when Headscale does not answer.
+			peers, err := revoke.Peers(ask, p.At)
+			if err != nil {
+				silent(p.String(), err)
+			}
+			if len(k.Nodes) == 0 {
+				k.Nodes = peers
 			}
 		case revoke.List:
 			data, err := os.ReadFile(p.At)

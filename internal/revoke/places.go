@@ -14,9 +14,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/veilor/veilor-os/internal/edge"
-	"github.com/veilor/veilor-os/internal/flows"
 	"github.com/veilor/veilor-os/internal/headscale"
-	"github.com/veilor/veilor-os/internal/packetfilter"
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/tier"
 )
@@ -42,7 +40,7 @@ func (d Doors) Open(p Place) (Step, error) {
 		c, err := d.Headscale(p.At)
 		return tailnetStep{c}, err
 	case Here:
-		return hereStep{}, nil
+		return hereStep{p.At}, nil
 	case List:
 		return listStep{p.At}, nil
 	}
@@ -179,53 +177,6 @@ func (o Order) matches(n headscale.Node) bool {
 		return slices.ContainsFunc(n.Addresses, func(a netip.Addr) bool { return slices.Contains(s.Addresses, a) })
 	}
 	return strings.EqualFold(n.Name, s.Name)
-}
-
-// hereStep closes the packet filter of this machine, if it has ours, and ends
-// its sockets with the machine.
-type hereStep struct{}
-
-func (h hereStep) Close(_ context.Context, o Order) (string, error) {
-	filters, err := h.filter(o)
-	if err != nil {
-		return "", err
-	}
-	closed, err := flows.Close(0, o.Subject.all()...)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%s and %s ended; dropped by %s", count(closed.Sockets, "socket"), count(closed.Tracked, "tracked flow"), count(filters, "packet filter")), nil
-}
-
-func (h hereStep) Check(_ context.Context, o Order) error {
-	if _, err := h.filter(o); err != nil {
-		return err
-	}
-	n, err := flows.Count(0, o.Subject.all()...)
-	if err == nil && n > 0 {
-		err = fmt.Errorf("%s with it: it came back, or never left", count(n, "socket"))
-	}
-	return err
-}
-
-// filter counts the packet filters that drop the machine now. Where none of
-// ours is in force there is nothing to close.
-func (hereStep) filter(o Order) (int, error) {
-	byLayer := map[tier.Layer][]netip.Addr{}
-	for _, a := range o.Subject.all() {
-		byLayer[tier.LayerOf(a)] = append(byLayer[tier.LayerOf(a)], a)
-	}
-	n := 0
-	for l, as := range byLayer {
-		switch err := packetfilter.Revoke(packetfilter.TableName(l), as); {
-		case errors.Is(err, packetfilter.ErrNoTable):
-		case err != nil:
-			return n, err
-		default:
-			n++
-		}
-	}
-	return n, nil
 }
 
 // listStep marks the machine in a list that packet filters are compiled from:

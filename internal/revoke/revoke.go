@@ -130,7 +130,7 @@ type Kind string
 const (
 	Edge    Kind = "edge"    // At is the URL of its control socket
 	Tailnet Kind = "tailnet" // At is Headscale's URL
-	Here    Kind = "here"    // sockets and packet filter of this machine; no At
+	Here    Kind = "here"    // tailscaled (At is its socket), packet filter and sockets of this machine
 	List    Kind = "list"    // At is a list of machines (tier.ReadMachines)
 )
 

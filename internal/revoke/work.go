@@ -113,8 +113,9 @@ func (r *round) place(ctx context.Context, p Place) {
 	for i := range r.orders {
 		r.mu.Lock()
 		o := r.orders[i]
-		_, confirmed := o.Confirmed[p.String()]
+		o.Confirmed = maps.Clone(o.Confirmed)
 		r.mu.Unlock()
+		_, confirmed := o.Confirmed[p.String()]
 		if confirmed || !slices.Contains(o.Places, p) {
 			continue
 		}
