@@ -10,7 +10,7 @@ GO ?= go
 OUT   ?= out
 CACHE ?= $(OUT)/cache
 
-.PHONY: help build test demo demo-short bluebuild bench fuzz lint clean
+.PHONY: help build test demo demo-short bluebuild evidence bench fuzz lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ demo-short: need ## the same without the long waits
 bluebuild: need ## what the real BlueBuild CLI makes of the recipe: out/Containerfile
 	cd lab && $(GO) build -buildvcs=false -o ../bin/bluebuild ./cmd/bluebuild
 	@./bin/bluebuild --out $(OUT) --cache $(CACHE)
+
+evidence: need ## every condition of the network, three times: docs/evidence/ (an hour)
+	cd lab && $(GO) build -buildvcs=false -o ../bin/evidence ./cmd/evidence
+	@./bin/evidence --cache $(CACHE)
 
 bench: need ## the figures that are ratios measured in one run
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./internal/...
