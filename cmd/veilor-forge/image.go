@@ -15,6 +15,7 @@ import (
 	"github.com/veilor/veilor-os/internal/overlay"
 	"github.com/veilor/veilor-os/internal/recipe"
 	"github.com/veilor/veilor-os/internal/signing"
+	"github.com/veilor/veilor-os/internal/site"
 )
 
 func imageBuild() *cobra.Command {
@@ -167,7 +168,8 @@ func imageSign() *cobra.Command {
 		Short: "Sign an image in its registry",
 		Long: `sign adds a signature by each key to the image at REF, in the format that
 containers' policy.json reads. Signatures that are there stay; signing twice with
-a key changes nothing. The passphrase is $COSIGN_PASSWORD or is asked.
+a key changes nothing. The passphrase is $COSIGN_PASSWORD or is asked. A key that
+the site does not name is refused, because clients would refuse what it signs.
 
 A signature is for a repository. If REF is a mirror, --identity names the
 repository by which clients know the image.`,
@@ -175,9 +177,10 @@ repository by which clients know the image.`,
   veilor-forge image sign --key keys/ci.key --identity ghcr.io/veilor/veilor-os 127.0.0.1:5000/veilor/veilor-os:44`,
 		Args: exactly(1, "REF, for example ghcr.io/veilor/veilor-os:44"),
 		RunE: func(c *cobra.Command, args []string) error {
+			var s *site.Site // nil if --identity makes it needless
 			if identity == "" {
-				s, err := at.load()
-				if err != nil {
+				var err error
+				if s, err = at.load(); err != nil {
 					return err
 				}
 				identity = s.Image.Ref
@@ -187,6 +190,11 @@ repository by which clients know the image.`,
 				k, err := signing.Load(f, passphrase)
 				if err != nil {
 					return err
+				}
+				if s != nil {
+					if err := signing.Trusts(s, k, f); err != nil {
+						return err
+					}
 				}
 				loaded = append(loaded, k)
 			}

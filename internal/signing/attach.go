@@ -167,6 +167,23 @@ func Sign(ctx context.Context, ref, identity string, keys []*Private) (v1.Hash, 
 	return digest, added, nil
 }
 
+// Trusts returns an error unless the public half of k is one of the keys by which
+// clients of s check: a signature by another would be good for nothing. file is
+// where k came from, for the error.
+func Trusts(s *site.Site, k *Private, file string) error {
+	var known []string
+	for _, g := range s.Image.Signatures {
+		for _, f := range g.Keys {
+			v, err := ParsePublic(f.Path, f.Data)
+			if err == nil && v.key.Equal(&k.key.PublicKey) {
+				return nil
+			}
+			known = append(known, f.Path)
+		}
+	}
+	return fmt.Errorf("signing with %s: its public half is none of the site's (%s), so clients would refuse what it signs; give the key that belongs to one of these, or put its .pub there", file, strings.Join(known, ", "))
+}
+
 // signedBy says whether one of have is v's, for this digest and identity.
 func signedBy(have []attached, v *Verifier, digest v1.Hash, identity string) bool {
 	for _, s := range have {
