@@ -18,7 +18,6 @@ import (
 	"github.com/veilor/veilor-os/internal/meshsock"
 	"github.com/veilor/veilor-os/internal/names"
 	"github.com/veilor/veilor-os/internal/quiet"
-	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/status"
 	"github.com/veilor/veilor-os/internal/timeline"
 )
@@ -26,7 +25,7 @@ import (
 // serve runs the daemon until ctx ends. Everything is listened on before
 // systemd is told that the daemon is ready.
 func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPort) error {
-	s, err := site.Load(a.site)
+	s, err := a.siteInForce(log)
 	if err != nil {
 		return err
 	}
@@ -70,6 +69,7 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 		return meshsock.Server{Handler: questions(fwd, ring), Allow: mayAsk}.Serve(ctx, socket)
 	})
 	g.Go(func() error { ring.Keep(ctx); return nil })
+	g.Go(func() error { a.refresh(ctx, log, s); return nil })
 	g.Go(func() error {
 		// Without it a lost layer is found by the next connection.
 		if err := linkwatch.Watch(ctx, func() { fwd.LinkChanged(ctx) }); err != nil {
