@@ -1,30 +1,67 @@
 package forward
 
 import (
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/veilor/veilor-os/internal/mesh"
 )
 
 // BenchmarkForwardThroughput downloads over the forwarder and directly, in turn,
 // and reports both and their ratio.
 func BenchmarkForwardThroughput(b *testing.B) {
-	const size = 512 << 20
+	r1, _ := routes()
+	throughput(b, r1, 512<<20, nil)
+}
+
+// BenchmarkForwardThroughputTUN is the same over a layer as an overlay is: each
+// packet goes through a process that encrypts it.
+func BenchmarkForwardThroughputTUN(b *testing.B) {
+	r, in := tunnel(b, 0)
+	throughput(b, r, 64<<20, in)
+}
+
+// BenchmarkForwardThroughputLink is the same over a layer that is as fast as its
+// network lets it be, and not as the processor does: 100 Mbit/s.
+func BenchmarkForwardThroughputLink(b *testing.B) {
+	r, in := tunnel(b, 100e6/8)
+	throughput(b, r, 16<<20, in)
+}
+
+// throughput downloads size bytes from the host of a route. in runs a function
+// where the host is; nil means here.
+func throughput(b *testing.B, r Route, size int, in func(func())) {
+	if in == nil {
+		in = func(f func()) { f() }
+	}
 	port := freePort(b)
 	chunk := make([]byte, 1<<20)
-	serve(b, netip.AddrPortFrom(tailnetAddr, port), func(c *net.TCPConn) {
-		for sent := 0; sent < size; sent += len(chunk) {
-			if _, err := c.Write(chunk); err != nil {
-				return
+	in(func() {
+		serve(b, netip.AddrPortFrom(r.Addr, port), func(c *net.TCPConn) {
+			for sent := 0; sent < size; sent += len(chunk) {
+				if _, err := c.Write(chunk); err != nil {
+					return
+				}
 			}
-		}
+		})
 	})
-	r1, _ := routes()
-	_, via := start(b, port, r1)
-	direct := netip.AddrPortFrom(tailnetAddr, port).String()
+	_, via := start(b, port, r)
+	direct := netip.AddrPortFrom(r.Addr, port).String()
 	buf := make([]byte, 256<<10)
 	download := func(addr string) time.Duration {
 		began := time.Now()
@@ -32,7 +69,7 @@ func BenchmarkForwardThroughput(b *testing.B) {
 		defer c.Close()
 		c.SetDeadline(time.Time{})
 		n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, buf)
-		if err != nil || n != size {
+		if err != nil || n != int64(size) {
 			b.Fatalf("got %d bytes: %v", n, err)
 		}
 		return time.Since(began)
@@ -43,7 +80,7 @@ func BenchmarkForwardThroughput(b *testing.B) {
 		d += download(direct)
 		f += download(via)
 	}
-	mb := float64(b.N) * size / 1e6
+	mb := float64(b.N) * float64(size) / 1e6
 	b.ReportMetric(mb/d.Seconds(), "direct-MB/s")
 	b.ReportMetric(mb/f.Seconds(), "forward-MB/s")
 	b.ReportMetric(d.Seconds()/f.Seconds(), "ratio")
@@ -80,4 +117,216 @@ func BenchmarkForwardSetup(b *testing.B) {
 	b.ReportMetric(float64(md.Microseconds()), "direct-µs")
 	b.ReportMetric(float64(mf.Microseconds()), "forward-µs")
 	b.ReportMetric(float64((mf - md).Microseconds()), "added-µs")
+}
+
+// BenchmarkForwardEcho measures a question and its answer on an open connection
+// over a TUN, by the forwarder and directly, in turn, and reports the medians.
+func BenchmarkForwardEcho(b *testing.B) {
+	r, in := tunnel(b, 0)
+	port := freePort(b)
+	in(func() { serve(b, netip.AddrPortFrom(r.Addr, port), echo) })
+	_, via := start(b, port, r)
+	direct, forwarded := dial(b, netip.AddrPortFrom(r.Addr, port).String()), dial(b, via)
+	once := func(c *net.TCPConn) time.Duration {
+		c.SetDeadline(time.Time{})
+		began := time.Now()
+		if _, err := c.Write([]byte("?")); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			b.Fatal(err)
+		}
+		return time.Since(began)
+	}
+	var d, f []time.Duration
+	for b.Loop() {
+		d = append(d, once(direct))
+		f = append(f, once(forwarded))
+	}
+	slices.Sort(d)
+	slices.Sort(f)
+	md, mf := d[len(d)/2], f[len(f)/2]
+	b.ReportMetric(float64(md.Microseconds()), "direct-µs")
+	b.ReportMetric(float64(mf.Microseconds()), "forward-µs")
+	b.ReportMetric(float64((mf - md).Microseconds()), "added-µs")
+}
+
+// BenchmarkForwardConnections opens MaxConns connections, or what is allowed, and reports what one
+// costs, its client and its server in the same process with it.
+func BenchmarkForwardConnections(b *testing.B) {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		b.Fatal(err)
+	}
+	// Client, two of the forwarder, server. Where not so many files are allowed,
+	// fewer connections say the same.
+	const each, others = 4, 1000
+	if most := uint64(each*MaxConns + others); files.Max < most {
+		more := unix.Rlimit{Cur: most, Max: most}
+		if unix.Setrlimit(unix.RLIMIT_NOFILE, &more) == nil {
+			files = more
+		}
+	}
+	files.Cur = files.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		b.Fatal(err)
+	}
+	count := min(MaxConns, int(files.Max-others)/each)
+	for b.Loop() {
+		port := freePort(b)
+		hold := make(chan bool)
+		serve(b, netip.AddrPortFrom(tailnetAddr, port), func(c *net.TCPConn) {
+			c.Write([]byte("!"))
+			<-hold
+		})
+		r1, _ := routes()
+		f, via := start(b, port, r1)
+		before := memory()
+		var conns []net.Conn
+		for range count {
+			c, err := net.Dial("tcp", via)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+				b.Fatal(err)
+			}
+			conns = append(conns, c)
+		}
+		// The watches end on their own; what is left is what idle connections hold.
+		waitFor(b, func() bool { return f.services[0].status().Conns == count }, "all to be carried")
+		b.ReportMetric(float64(memory()-before)/float64(count), "B/conn")
+		b.ReportMetric(float64(count), "conns")
+		b.ReportMetric(float64(descriptors(b))/float64(count), "files/conn")
+		close(hold)
+		for _, c := range conns {
+			c.Close()
+		}
+	}
+}
+
+// memory is what the program has in use, after what it does not is gone.
+func memory() int64 {
+	runtime.GC()
+	debug.FreeOSMemory()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapInuse + m.StackInuse)
+}
+
+func descriptors(b *testing.B) int {
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		b.Fatal(err)
+	}
+	return len(files)
+}
+
+// tunnel makes a layer: a TUN device here, another in a network namespace of its
+// own, and between them what an overlay does to each packet: a read, sealing,
+// opening, a write. The host is at the other end, and sends at rate (bytes a
+// second, 0 for as fast as it can).
+func tunnel(b *testing.B, rate uint64) (Route, func(func())) {
+	if os.Geteuid() != 0 {
+		b.Skip("NOT MEASURED without root: it needs a TUN device and a network namespace")
+	}
+	here, there := netip.MustParsePrefix("198.18.83.1/30"), netip.MustParsePrefix("198.18.83.2/30")
+	const name = "veilorbench0"
+	a := tun(b, name, here, 0)
+	work := make(chan func())
+	ready := make(chan *os.File)
+	go func() {
+		runtime.LockOSThread() // it is in the namespace and dies with it
+		if ns, err := netns.New(); err == nil {
+			defer ns.Close()
+			ready <- tun(b, name, there, rate)
+		} else {
+			b.Error(err)
+			close(ready)
+		}
+		for f := range work {
+			f()
+		}
+	}()
+	z := <-ready
+	if z == nil {
+		b.FailNow()
+	}
+	go relay(a, z)
+	go relay(z, a)
+	b.Cleanup(func() {
+		a.Close()
+		z.Close()
+		close(work)
+	})
+	return Route{mesh.Tailnet, name, there.Addr()}, func(f func()) {
+		done := make(chan bool)
+		work <- func() { f(); close(done) }
+		<-done
+	}
+}
+
+// tun makes a TUN device where the thread is, with an overlay's MTU.
+func tun(b *testing.B, name string, addr netip.Prefix, rate uint64) *os.File {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		b.Error(err)
+		return nil
+	}
+	ifr, err := unix.NewIfreq(name)
+	if err == nil {
+		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+	}
+	var link netlink.Link
+	if err == nil {
+		link, err = netlink.LinkByName(name)
+	}
+	if err == nil {
+		err = errors.Join(
+			netlink.LinkSetMTU(link, 1280),
+			netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 32)}}),
+			netlink.LinkSetUp(link),
+		)
+	}
+	if err == nil && rate > 0 {
+		err = netlink.QdiscAdd(&netlink.Tbf{
+			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+			Rate:       rate, Buffer: uint32(rate / 100), Limit: uint32(rate / 20),
+		})
+	}
+	if err != nil {
+		unix.Close(fd)
+		b.Error(err)
+		return nil
+	}
+	return os.NewFile(uintptr(fd), name)
+}
+
+// relay carries packets from one device to the other, and encrypts each on the
+// way as if there were a network between them.
+func relay(from, to *os.File) {
+	block, err := aes.NewCipher(make([]byte, 32))
+	if err != nil {
+		panic(err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		panic(err)
+	}
+	nonce := make([]byte, aead.NonceSize())
+	packet, sealed := make([]byte, 2048), make([]byte, 0, 4096)
+	for n := uint64(1); ; n++ {
+		size, err := from.Read(packet)
+		if err != nil {
+			return
+		}
+		binary.BigEndian.PutUint64(nonce, n)
+		sealed = aead.Seal(sealed[:0], nonce, packet[:size], nil)
+		plain, err := aead.Open(packet[:0], nonce, sealed, nil)
+		if err != nil {
+			return
+		}
+		to.Write(plain) // a device that is gone, or whose queue is full
+	}
 }
