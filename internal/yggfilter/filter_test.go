@@ -180,6 +180,50 @@ func TestPackets(t *testing.T) {
 		t.Error("tailscaled's port passes in")
 	}
 
+	// A flow lives through a change of the table, until its other end is revoked.
+	load := func(f Filter) { must(t, f.Load(nftables.WithNetNSFd(int(node)))) }
+	here := listen(node, "[200::1]:444")
+	admitted := Filter{Interface: "ygg0", Accept: []uint16{443, 444}, From: []netip.Addr{netip.MustParseAddr("200::2")}}
+	load(admitted)
+	var there net.Conn
+	must(t, within(t, stranger, func() (err error) {
+		d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP("200::2")}}
+		there, err = d.Dial("tcp", "[200::1]:444")
+		return err
+	}))
+	defer there.Close()
+	flow, err := here.Accept()
+	must(t, err)
+	defer flow.Close()
+	arrives := func(from, to net.Conn, limit time.Duration) bool {
+		if _, err := from.Write([]byte("x")); err != nil {
+			return false
+		}
+		to.SetReadDeadline(time.Now().Add(limit))
+		_, err := to.Read(make([]byte, 1))
+		return err == nil
+	}
+	load(Filter{Interface: "ygg0"}) // not admitted any more, but not revoked
+	if !arrives(there, flow, 5*time.Second) || !arrives(flow, there, 5*time.Second) {
+		t.Error("a change of the table ends a flow")
+	}
+	admitted.Revoked, admitted.AcceptAll = admitted.From, true
+	load(admitted)
+	if arrives(there, flow, 300*time.Millisecond) || arrives(flow, there, 300*time.Millisecond) {
+		t.Error("a revoked node keeps its flow")
+	}
+	if err := dialAs(stranger, "200::2", "[200::1]:443"); !timeout(err) {
+		t.Errorf("a revoked node that is admitted too: %v, want silence", err)
+	}
+	admitted.Revoked = nil
+	load(admitted)
+	if err := dialAs(stranger, "200::2", "[200::1]:22"); err != nil {
+		t.Errorf("AcceptAll: %v, want every port open to an admitted node", err)
+	}
+	if err := dialAs(stranger, "200::3", "[200::1]:22"); !timeout(err) {
+		t.Errorf("AcceptAll: a stranger gets %v, want silence", err)
+	}
+
 	// With the interface gone, nothing for the overlay may leave elsewhere.
 	must(t, within(t, node, func() error {
 		l, err := netlink.LinkByName("ygg0")
