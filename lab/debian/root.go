@@ -67,9 +67,13 @@ var Base = Spec{
 // Readers are programs of a laptop that are asked to read what veilor writes for
 // them. They are no tools of the lab, and their Python is not put among those.
 var Readers = Spec{
-	Name:     "readers",
-	Packages: []string{"firewalld", "network-manager"},
-	Slim:     true,
+	Name: "readers",
+	Packages: []string{
+		"firewalld", "network-manager",
+		// What the rules of veilor-forge check ask beside firewalld.
+		"desktop-file-utils", "shellcheck", "sudo", "systemd", "usbguard",
+	},
+	Slim: true,
 }
 
 // slimPaths are dpkg's filters for a small root; licences stay.
