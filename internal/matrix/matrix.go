@@ -74,7 +74,8 @@ type End struct {
 // Control says how many of the refused packets were sent again with every door
 // open, and how many of them were then seen where they go: all, or a refusal
 // proves nothing. Impossible counts those that no door lets through, since the
-// network itself carries no such packet: a forged source, a link-local address.
+// network or its daemons carry no such packet: a forged source, a link-local
+// address.
 type Control struct {
 	Sent       int `json:"sent"`
 	Seen       int `json:"seen"`

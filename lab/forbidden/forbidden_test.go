@@ -195,6 +195,9 @@ func TestForbidden(t *testing.T) {
 	t.Logf("control: %d of %d packets seen with every door open; %d are never carried", r.Control.Seen, r.Control.Sent, r.Control.Impossible)
 	for _, c := range r.Cells {
 		if c.Source.Name != guest {
+			if len(c.Shut) > 0 || c.Silent {
+				t.Errorf("%s, %s: %s does not open %v of %s, though it may", c.Condition, c.Layer, c.Source.Name, c.Shut, c.Destination.Name)
+			}
 			t.Logf("%-10s %-9s -> %-9s open %v shut %v refused %d", c.Layer, c.Source.Name, c.Destination.Name, c.Open, c.Shut, c.Refused)
 		}
 	}

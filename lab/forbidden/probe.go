@@ -24,8 +24,8 @@ type probe struct {
 	form string
 	// socket has the kernel send it, by an IPv4-mapped address.
 	socket bool
-	// impossible says that the network itself should carry no such packet,
-	// whatever is open.
+	// impossible says that the network, or the daemons on it, should carry no such
+	// packet, whatever is open.
 	impossible bool
 
 	// want is the answer of the decision function.
@@ -193,10 +193,10 @@ func (t *town) odd(from *machine, l tier.Layer) ([]*probe, error) {
 	}
 	if l == tier.Yggdrasil {
 		// Every key has a subnet of addresses too, which no list has. The network
-		// does carry these.
+		// would carry these; the node itself takes none.
 		for _, to := range []*machine{home, t.named(office), admin, t.named(cousin)} {
 			for _, port := range []uint16{443, 22} {
-				add(probe{to: to, src: subnet(from.YggdrasilAddress()), dst: to.YggdrasilAddress(), proto: tier.TCP, port: port, form: "from an address of its subnet"})
+				add(probe{to: to, src: subnet(from.YggdrasilAddress()), dst: to.YggdrasilAddress(), proto: tier.TCP, port: port, form: "from an address of its subnet", impossible: true})
 			}
 		}
 	}

@@ -48,7 +48,7 @@ const (
 	least = 3 * time.Second
 	// most is how long one is waited for that should come through, on a machine
 	// that is busy.
-	most = 20 * time.Second
+	most = 45 * time.Second
 	// layerLimit is for a layer to carry the guest after the ISP has done
 	// something; the public peer takes some 10 s.
 	layerLimit = 60 * time.Second
@@ -139,10 +139,10 @@ func (t *town) under(ctx context.Context, c Condition, from []*machine, authorit
 		}
 		ps = append(ps, some...)
 	}
-	// The guest's own are waited for; whether others' come is in the record.
+	// What is allowed is waited for, unless the ISP has taken the layer away.
 	seen, err := t.send(ctx, ps, least, most, func(seen map[*probe]bool) bool {
 		return !slices.ContainsFunc(ps, func(p *probe) bool {
-			return p.want && p.from.Name == guest && slices.Contains(c.Layers, p.layer) && !seen[p]
+			return p.want && (p.from.Name != guest || slices.Contains(c.Layers, p.layer)) && !seen[p]
 		})
 	})
 	if err != nil {

@@ -21,12 +21,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/veilor/veilor-os/internal/acl"
+	"github.com/veilor/veilor-os/internal/edge"
 	api "github.com/veilor/veilor-os/internal/headscale"
 	"github.com/veilor/veilor-os/internal/matrix"
 	"github.com/veilor/veilor-os/internal/packetfilter"
@@ -53,8 +55,8 @@ const nodeLimit = 30 * time.Second
 type machine struct {
 	tier.Machine
 	ns *namespace.Namespace
-	// joins says that it is of the tailnet as well.
-	joins bool
+	// joins says that it is of the tailnet as well, host that the site has it.
+	joins, host bool
 	// private is the file of its Yggdrasil key.
 	private string
 
@@ -73,7 +75,9 @@ func (m *machine) end() matrix.End {
 // town is the world and the machines that are added to it.
 type town struct {
 	*world.World
-	cfg    world.Config
+	cfg world.Config
+	// dir holds keys and the site, beside the world's own directory.
+	dir    string
 	policy *tier.Policy
 	fleet  *tier.Fleet
 	// home is first; the rest in the order of build.
@@ -88,11 +92,15 @@ type town struct {
 // newTown starts the world, and the machines in it, with their daemons.
 func newTown(ctx context.Context, cfg world.Config) (*town, error) {
 	cfg.Guest = true
-	w, err := world.Start(ctx, cfg)
-	if err != nil {
+	t := &town{}
+	if err := t.plan(&cfg); err != nil {
 		return nil, err
 	}
-	t := &town{World: w, cfg: cfg}
+	t.cfg = cfg
+	var err error
+	if t.World, err = world.Start(ctx, cfg); err != nil {
+		return nil, err
+	}
 	if err := t.build(ctx); err != nil {
 		t.close()
 		return nil, fmt.Errorf("building the town: %w", err)
@@ -113,20 +121,52 @@ func (t *town) onClose(f func()) {
 	t.closes = append(t.closes, f)
 }
 
-func (t *town) build(ctx context.Context) error {
-	var err error
-	if t.policy, err = tier.New(t.cfg.Site); err != nil {
-		return err
-	}
-	home := t.cfg.Site.Hosts[0]
+// plan makes everybody's key, and the site that has the operator's machines
+// among its hosts: what a laptop admits is compiled from it.
+func (t *town) plan(cfg *world.Config) error {
+	home := cfg.Site.Hosts[0]
 	t.machines = []*machine{
-		{Machine: tier.Machine{Name: home.Name, Tier: home.Tier, Yggdrasil: home.Yggdrasil}, ns: t.Home},
-		{Machine: tier.Machine{Name: guest, Tier: tier.Guest}, ns: t.Guest, joins: true},
+		{Machine: tier.Machine{Name: home.Name, Tier: home.Tier, Yggdrasil: home.Yggdrasil}},
+		{Machine: tier.Machine{Name: guest, Tier: tier.Guest}, joins: true},
 		{Machine: tier.Machine{Name: cousin, Tier: tier.Guest}, joins: true},
-		{Machine: tier.Machine{Name: office, Tier: tier.Infra}, joins: true},
-		{Machine: tier.Machine{Name: onyx, Tier: tier.Admin}, joins: true},
+		{Machine: tier.Machine{Name: office, Tier: tier.Infra}, joins: true, host: true},
+		{Machine: tier.Machine{Name: onyx, Tier: tier.Admin}, joins: true, host: true},
 		{Machine: tier.Machine{Name: stranger}},
 	}
+	t.dir = cfg.Run + "-town"
+	if err := os.MkdirAll(t.dir, 0o700); err != nil {
+		return fmt.Errorf("planning the town: %w", err)
+	}
+	s := *cfg.Site
+	s.Hosts = slices.Clone(s.Hosts)
+	address := home.Tailnet
+	for _, m := range t.machines[1:] {
+		m.private = filepath.Join(t.dir, "key-"+m.Name)
+		key, err := yggdrasil.MakeKey(m.private)
+		if err != nil {
+			return fmt.Errorf("planning the town: %w", err)
+		}
+		m.Yggdrasil = site.Key(hex.EncodeToString(key.Public().(ed25519.PublicKey)))
+		if m.host {
+			// Headscale allots in order, and hosts join first.
+			address = address.Next()
+			s.Hosts = append(s.Hosts, site.Host{Name: m.Name, Tier: m.Tier, Tailnet: address, Yggdrasil: m.Yggdrasil})
+		}
+	}
+	text, err := s.Inline()
+	if err != nil {
+		return fmt.Errorf("planning the town: %w", err)
+	}
+	cfg.Site, cfg.SiteFile = &s, filepath.Join(t.dir, "site.yaml")
+	if err := os.WriteFile(cfg.SiteFile, text, 0o644); err != nil {
+		return fmt.Errorf("planning the town: %w", err)
+	}
+	t.policy, err = tier.New(&s)
+	return err
+}
+
+func (t *town) build(ctx context.Context) error {
+	t.machines[0].ns, t.machines[1].ns = t.Home, t.Guest
 	t.cfg.Progress("machines of every tier")
 	for i, m := range t.machines {
 		if m.ns == nil {
@@ -135,14 +175,7 @@ func (t *town) build(ctx context.Context) error {
 			}
 		}
 	}
-	// Keys first: admitting one at the edge must not disturb who is there.
 	for _, m := range t.machines[1:] {
-		m.private = filepath.Join(t.cfg.Run, "key-"+m.Name)
-		key, err := yggdrasil.MakeKey(m.private)
-		if err != nil {
-			return err
-		}
-		m.Yggdrasil = site.Key(hex.EncodeToString(key.Public().(ed25519.PublicKey)))
 		if m.Tier == "" {
 			continue
 		}
@@ -150,10 +183,17 @@ func (t *town) build(ctx context.Context) error {
 			return err
 		}
 	}
+	for _, m := range t.machines {
+		if m.host {
+			if err := t.join(ctx, m); err != nil {
+				return err
+			}
+		}
+	}
 	var g errgroup.Group
 	for _, m := range t.machines[1:] {
 		g.Go(func() error { return t.startYggdrasil(ctx, m) })
-		if m.joins {
+		if m.joins && !m.host {
 			g.Go(func() error { return t.join(ctx, m) })
 		}
 	}
@@ -164,6 +204,7 @@ func (t *town) build(ctx context.Context) error {
 		return err
 	}
 	for _, m := range t.machines {
+		var err error
 		if m.witness, err = newWitness(m.ns); err != nil {
 			return fmt.Errorf("watching %s: %w", m.Name, err)
 		}
@@ -206,9 +247,14 @@ func (t *town) connect(m *machine, n int) error {
 	return ns.Gateway(router.AsSlice())
 }
 
-// admit lets a machine peer with the edge.
+// admit lets a machine peer with the edge, as one of its tier.
 func (t *town) admit(ctx context.Context, m *machine) error {
-	return t.Edge.Admit(ctx, m.Yggdrasil)
+	c, err := edge.NewClient(t.Edge.Control())
+	if err != nil {
+		return err
+	}
+	_, err = c.Admit(ctx, edge.Node{Key: m.Yggdrasil, Name: m.Name, Tier: m.Tier})
+	return err
 }
 
 // startYggdrasil runs the product's node, as the image has it: one peer, and a
@@ -220,14 +266,21 @@ func (t *town) startYggdrasil(ctx context.Context, m *machine) error {
 	}
 	edges := t.cfg.Site.Yggdrasil.Edges
 	if m.Tier == "" {
-		edges = []site.Peer{}
+		edges = nil
 	}
 	socket := filepath.Join(dir, "admin.sock")
-	text, err := json.Marshal(map[string]any{
+	config := map[string]any{
 		"IfName": interfaces[tier.Yggdrasil], "IfMTU": overlayMTU, "PrivateKeyPath": m.private, "AdminListen": "unix://" + socket,
 		"Listen": []string{}, "AllowedPublicKeys": t.cfg.Site.PeerKeys(),
-		"Edges": edges, "PublicPeers": t.cfg.Site.Yggdrasil.Public, "Accept": []int{},
-	})
+		"Edges": peers(edges), "PublicPeers": peers(t.cfg.Site.Yggdrasil.Public), "Accept": []int{},
+	}
+	switch {
+	case m.host:
+		config["SitePath"], config["Host"] = t.cfg.SiteFile, m.Name
+	case m.Tier != "":
+		config["SitePath"], config["Tier"] = t.cfg.SiteFile, m.Tier
+	}
+	text, err := json.Marshal(config)
 	if err != nil {
 		return err
 	}
@@ -251,6 +304,21 @@ func (t *town) startYggdrasil(ctx context.Context, m *machine) error {
 		}
 		return err
 	})
+}
+
+// peer is what a node reads of a site's peer.
+type peer struct {
+	Name, URL string
+	Address   netip.AddrPort
+	Key       site.Key
+}
+
+func peers(in []site.Peer) []peer {
+	out := []peer{}
+	for _, p := range in {
+		out = append(out, peer{p.Name, p.URL, p.Address, p.Key})
+	}
+	return out
 }
 
 // join joins a machine to the tailnet with a key of its tier.

@@ -69,6 +69,9 @@ type Edge struct {
 	host site.Key   // its public key
 	up   []edgePeer // edges that it peers with itself
 	open []uint16   // ports of its own address
+	// tiers is the site file whose tiers say what is open instead, for the host
+	// of this name.
+	tiers, as string
 
 	mu     sync.Mutex
 	node   *daemon.Daemon
@@ -83,6 +86,8 @@ type edgeConfig struct {
 	AdminListen       string
 	ControlListen     string
 	NodesPath         string
+	SitePath          string `json:",omitempty"`
+	Host              string `json:",omitempty"`
 	Listen            []string
 	AllowedPublicKeys []site.Key
 	Edges             []edgePeer
@@ -106,6 +111,9 @@ func wire(p site.Peer) edgePeer {
 func (w *World) startEdge(ctx context.Context) error {
 	service, host := w.service()
 	e := &Edge{w: w, name: "edge", ns: w.Home, key: w.cfg.EdgeKey, host: host.Yggdrasil, open: service.Ports}
+	if w.cfg.SiteFile != "" {
+		e.tiers, e.as, e.open = w.cfg.SiteFile, host.Name, nil
+	}
 	if w.cfg.FarEdgeKey != "" {
 		e.up = append(e.up, wire(w.cfg.Site.Yggdrasil.Edges[1]))
 	}
@@ -162,6 +170,7 @@ func (e *Edge) start(ctx context.Context) error {
 		IfName: "ygg0", IfMTU: edgeMTU, PrivateKeyPath: e.key,
 		AdminListen: "unix://" + e.Socket(), Listen: []string{"ws://" + wsBackend},
 		ControlListen: e.Control(), NodesPath: filepath.Join(e.dir, "nodes.json"),
+		SitePath: e.tiers, Host: e.as,
 		// Its own key first: to the library an empty list means everybody.
 		AllowedPublicKeys: append([]site.Key{e.host}, e.admits...),
 		Edges:             append([]edgePeer{}, e.up...),

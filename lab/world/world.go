@@ -55,6 +55,10 @@ type Config struct {
 	Tools Tools
 	// Site is the lab's site. Its first service is served at home.
 	Site *site.Site
+	// SiteFile, if set, is the site's file: the home node's packet filter is then
+	// compiled from its tiers, and only who is admitted by its control socket, as
+	// of a tier, opens anything there.
+	SiteFile string
 	// EdgeKey and PeerKey are files with the private keys (PEM) of the home node
 	// and of the public peer.
 	EdgeKey, PeerKey string
