@@ -34,6 +34,11 @@ A laptop dials the edges of the signed directory, where it has one, and those of
 the configuration otherwise. When the directory gets other edges, the node starts
 anew by itself.
 
+On a server, ControlListen is a socket on which root and the daemon's group say
+who is admitted, while it runs: GET /v1/nodes, PUT and DELETE /v1/nodes/KEY. Who
+is revoked stays so; NodesPath keeps it. With SitePath, and Host or Tier, the
+tiers of the site decide which ports are open, and to whom.
+
 What is told on standard error (the journal, under systemd) names peers and
 reasons, and neither keys nor the addresses of guests.`,
 		Example: "  veilor-ygg run --config /usr/share/veilor/ygg.json",

@@ -31,7 +31,7 @@ const (
 	// flows; the environment may say other numbers.
 	churn, steadily = 20, 10
 	// lanes is how many of them at once.
-	lanes = 4
+	lanes = 5
 )
 
 // number is a setting of the environment.
@@ -309,8 +309,10 @@ func TestChurn(t *testing.T) {
 					f := w.guest(ns, name, k)
 					w.until(30*time.Second, "the new guest is served", func() bool { return f.count() > 2 })
 					in := f.first().Sub(began)
-					if err := w.dial(ns, 22); err == nil {
-						t.Error("a guest opens a port that is not its own")
+					if round == 0 {
+						if err := w.dial(ns, 22); err == nil {
+							t.Error("a guest opens a port that is not its own")
+						}
 					}
 					began = time.Now()
 					done, err := w.control.Revoke(ctx, key)
@@ -381,6 +383,8 @@ func TestChurn(t *testing.T) {
 			l, err := w.control.Nodes(ctx)
 			return err == nil && len(l.Links) == len(steady)
 		})
+		// Not by default: the library may keep a way that leads nowhere for a
+		// minute and more.
 		if os.Getenv("VEILOR_YGG_AGAIN") != "" {
 			for i, f := range steady {
 				took := w.until(3*time.Minute, fmt.Sprintf("guest %d is served again", i), func() bool { return w.dial(f.namespace, 443) == nil })

@@ -37,8 +37,8 @@ const (
 
 // settles is when, after a peering began, the network has probably found its
 // shape: it looks at itself once a second (ironwood, network/router.go), and one
-// look more or two may be lost or too early.
-var settles = []time.Duration{time.Second, 3 * time.Second, 10 * time.Second}
+// look may be lost or too early.
+var settles = []time.Duration{time.Second, 3 * time.Second, 10 * time.Second, 30 * time.Second}
 
 // errLeft ends a peering that the machine left.
 var errLeft = errors.New("another peer is better")
