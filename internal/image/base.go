@@ -1,11 +1,15 @@
 // Package image builds a veilor image: layers of our own on a base image, as an
-// OCI image directory, without root, containers or a package manager.
+// OCI image directory, without root, containers or a package manager. It also
+// pushes images, compares them, and lists what is in them.
 //
-// The modules of the recipe that need no package manager are applied; the others
-// are listed in the result and in a label of the image, never skipped in
-// silence. The same inputs give the same digest: entries are sorted, owned by
-// root and dated by the base (or SOURCE_DATE_EPOCH); no clock, host name, umask
-// or order of a directory gets in.
+// What of the recipe needs no package manager is applied. The rest must be in the
+// base already, by its package database, or have a stand-in by a table; otherwise
+// nothing is built. A label of the image says which; see [ModulesLabel].
+//
+// A client fetches layers whole, so what is large and changes alone has a layer of
+// its own; see [Layer]. The same inputs give the same digest: entries are sorted,
+// owned by root and dated by the base (or SOURCE_DATE_EPOCH); no clock, host name,
+// user, umask or order of a directory gets in.
 package image
 
 import (

@@ -65,7 +65,9 @@ type Options struct {
 	beforeExchange func()
 }
 
-// Layer is one layer that a build added.
+// Layer is one layer that a build added. Its name is the group of what is in it,
+// and for what has a layer of its own also which: "programs/veilor",
+// "branding/wallpapers"; "trust" has the bundles of authorities.
 type Layer struct {
 	Name   string `json:"name"`
 	Digest string `json:"digest"`
