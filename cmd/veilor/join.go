@@ -84,7 +84,7 @@ If joining fails, the laptop is as it was.`,
 			if err := j.run(cmd.Context(), limit, read); err != nil {
 				j.steps.fail()
 				if errors.Is(err, context.Canceled) {
-					return &advice.Error{Text: "interrupted; this laptop has not joined", Todo: "`run0 veilor join` starts again.", Cause: err}
+					return &advice.Error{Text: language().Say("interrupted; this laptop has not joined"), Todo: language().Say("`run0 veilor join` starts again."), Cause: err}
 				}
 				return err
 			}
@@ -123,7 +123,7 @@ func prompt(ctx context.Context, fd int, stderr io.Writer) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("reading the key: %w", err)
 	}
-	fmt.Fprint(stderr, "Paste your key (it does not show): ")
+	fmt.Fprint(stderr, language().Say("Paste your key (it does not show): "))
 	defer fmt.Fprintln(stderr)
 	type answer struct {
 		text []byte
@@ -159,7 +159,7 @@ type joiner struct {
 
 func (j *joiner) run(ctx context.Context, limit time.Duration, read func() (string, error)) error {
 	if j.quietState() != nil {
-		return &advice.Error{Text: "this laptop is to be quiet, so it joins nothing   [quiet]", Todo: "End that first: run0 veilor mesh quiet off"}
+		return &advice.Error{Text: language().Say("this laptop is to be quiet, so it joins nothing   [quiet]"), Todo: language().Say("End that first: run0 veilor mesh quiet off")}
 	}
 	client := tailnet.New(j.tailscaledSocket)
 	if st, err := client.State(ctx); err == nil && st.Joined {
@@ -237,14 +237,14 @@ func (j *joiner) reach(ctx context.Context, v site.Service) {
 	defer tick.Stop()
 	var (
 		over []string // as last heard
-		why  = "no layer answers"
+		why  = language().Say("no layer answers")
 	)
 	for {
 		services, err := j.services(ctx)
 		if err == nil {
 			over = nil
 		} else if ctx.Err() == nil {
-			why = "the forwarder does not answer: " + err.Error()
+			why = language().Say("the forwarder does not answer: %v", err)
 		}
 		for _, s := range services {
 			for _, l := range s.Layers {
@@ -271,7 +271,7 @@ func (j *joiner) reach(ctx context.Context, v site.Service) {
 		j.silent = append(j.silent, v.Name)
 		return
 	}
-	j.steps.end("answers over %s", strings.Join(over, " and over "))
+	j.steps.end("answers over %s", strings.Join(over, language().Say(" and over ")))
 	j.answers = append(j.answers, v.Name)
 }
 
@@ -293,7 +293,7 @@ func handshake(ctx context.Context, v site.Service) error {
 			if errors.As(err, &op) {
 				err = op.Err
 			}
-			return fmt.Errorf("its certificate is not accepted here: %w", err)
+			return errors.New(language().Say("its certificate is not accepted here: %v", err))
 		}
 		c.Close()
 	}
@@ -302,12 +302,12 @@ func handshake(ctx context.Context, v site.Service) error {
 
 // welcome says how it ended.
 func (j *joiner) welcome(w io.Writer) error {
-	line := "You are in."
+	line := language().Say("You are in.")
 	if len(j.answers) > 0 {
-		line += " Open https://" + j.answers[0] + "/ in the browser; `veilor status` says how things are, any time."
+		line += language().Say(" Open https://%s/ in the browser; `veilor status` says how things are, any time.", j.answers[0])
 	}
 	if len(j.silent) > 0 {
-		line += fmt.Sprintf("\n%s cannot be used yet. Wait a minute and ask `veilor status`; if it stays so, tell the operator.", strings.Join(j.silent, ", "))
+		line += language().Say("\n%s cannot be used yet. Wait a minute and ask `veilor status`; if it stays so, tell the operator.", strings.Join(j.silent, ", "))
 	}
 	_, err := fmt.Fprintln(w, line)
 	return err
@@ -352,14 +352,14 @@ func (s *steps) begin(name string) {
 	}
 }
 
-// end finishes the line with what came out.
+// end finishes the line with what came out, a text of the catalogue.
 func (s *steps) end(format string, args ...any) { s.took(format, time.Since(s.began), args...) }
 
 func (s *steps) took(format string, d time.Duration, args ...any) {
 	if s.live {
 		fmt.Fprint(s.w, "\r\x1b[K") // the line is written anew
 	}
-	fmt.Fprintf(s.w, "  %-11s %-48s %4.1f s\n", s.name, fmt.Sprintf(format, args...), d.Seconds())
+	fmt.Fprintf(s.w, "  %-11s %-48s %4.1f s\n", s.name, language().Say(format, args...), d.Seconds())
 	s.finished = true
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/veilor/veilor-os/internal/bootc"
 	"github.com/veilor/veilor-os/internal/mesh"
+	"github.com/veilor/veilor-os/internal/message"
 	"github.com/veilor/veilor-os/internal/rootdisk"
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/status"
@@ -44,6 +45,9 @@ It exits 0 if it could answer, whatever the answer is.`,
 			if err != nil {
 				return err
 			}
+			if !asJSON {
+				r.In(language())
+			}
 			return output(cmd.OutOrStdout(), asJSON, r, r.Text)
 		},
 	}
@@ -51,6 +55,9 @@ It exits 0 if it could answer, whatever the answer is.`,
 	cmd.Flags().BoolVar(&codes, "codes", false, "list every condition that there may be, and what to do about it")
 	return cmd
 }
+
+// language is what the person has chosen for messages.
+func language() message.Language { return message.FromEnvironment(os.Getenv) }
 
 // report asks everybody at once. What cannot be learned is in the report.
 func (a *app) report(ctx context.Context) (*status.Report, error) {

@@ -73,7 +73,7 @@ var table = []kind{
 			if r.Unknown.Mesh == nil {
 				return ""
 			}
-			return fmt.Sprintf("the forwarder does not answer, so no service opens: %v", r.Unknown.Mesh)
+			return r.say("the forwarder does not answer, so no service opens: %v", r.Unknown.Mesh)
 		}},
 	{"quiet", aboutMesh, Note,
 		"The laptop says nothing of the mesh to the network because somebody wanted it so.",
@@ -82,7 +82,7 @@ var table = []kind{
 			if r.Quiet == nil {
 				return ""
 			}
-			return "quiet" + r.quietTimes()
+			return r.say("quiet%s", r.quietTimes())
 		}},
 	{"tailnet-unknown", aboutMesh, Warning,
 		"tailscaled gives no sensible answer.",
@@ -91,7 +91,7 @@ var table = []kind{
 			if r.Unknown.Tailnet == nil {
 				return ""
 			}
-			return fmt.Sprintf("whether this laptop has joined could not be learned: %v", r.Unknown.Tailnet)
+			return r.say("whether this laptop has joined could not be learned: %v", r.Unknown.Tailnet)
 		}},
 	{"not-joined", aboutMesh, Warning,
 		"This laptop is in no tailnet.",
@@ -100,7 +100,7 @@ var table = []kind{
 			if r.Mesh.Joined || r.Unknown.Tailnet != nil || r.Quiet != nil {
 				return ""
 			}
-			return "not joined"
+			return r.say("not joined")
 		}},
 	{"unreachable", aboutService, Broken,
 		"No layer answers for the service.",
@@ -109,7 +109,7 @@ var table = []kind{
 			if s.Layer != None || !anyOn(s) || r.Unknown.Mesh != nil || r.Quiet != nil {
 				return ""
 			}
-			return "no layer answers"
+			return r.say("no layer answers")
 		}},
 	{"no-layer", aboutService, Broken,
 		"Neither tailscaled nor veilor-ygg runs.",
@@ -118,7 +118,7 @@ var table = []kind{
 			if s.Layer != None || anyOn(s) || r.Unknown.Mesh != nil || r.Quiet != nil {
 				return ""
 			}
-			return "neither the tailnet nor yggdrasil runs on this laptop"
+			return r.say("neither the tailnet nor yggdrasil runs on this laptop")
 		}},
 	{"tailnet-blocked", aboutService, Note,
 		"The service is reached over the fallback because the tailnet does not answer.",
@@ -128,7 +128,7 @@ var table = []kind{
 			if s.Layer == None || l == nil || !r.Mesh.Joined || !lost(l) {
 				return ""
 			}
-			return "tailnet: no answer" + r.since(l)
+			return r.say("tailnet: no answer%s", r.since(l))
 		}},
 	{"tailnet-off", aboutService, Warning,
 		"The interface of the tailnet is gone, and the service is reached over the fallback.",
@@ -138,7 +138,7 @@ var table = []kind{
 			if s.Layer == None || l == nil || !r.Mesh.Joined || l.State != mesh.Off.String() {
 				return ""
 			}
-			return "tailnet: its interface is gone" + r.since(l)
+			return r.say("tailnet: its interface is gone%s", r.since(l))
 		}},
 	{"fallback-silent", aboutService, Warning,
 		"The service is reached, but the fallback would not take over.",
@@ -149,9 +149,9 @@ var table = []kind{
 				return ""
 			}
 			if l.State == mesh.Off.String() {
-				return "no fallback: yggdrasil does not run"
+				return r.say("no fallback: yggdrasil does not run")
 			}
-			return "no fallback: yggdrasil does not answer" + r.since(l)
+			return r.say("no fallback: yggdrasil does not answer%s", r.since(l))
 		}},
 	{"fallback-rotten", aboutService, Warning,
 		"The fallback was tried while nobody used it, and failed twice in a row.",
@@ -161,7 +161,7 @@ var table = []kind{
 			if c == nil || c.Failures < forward.Rotten || s.Layer == c.Layer {
 				return ""
 			}
-			return fmt.Sprintf("the fallback %s failed its last %d trials, the last at %s: %s", c.Layer, c.Failures, clock(c.At, r.now), c.Error)
+			return r.say("the fallback %s failed its last %d trials, the last at %s: %s", c.Layer, c.Failures, clock(c.At, r.now), c.Error)
 		}},
 	{"wrong-name", aboutService, Warning,
 		"A program connected to the service and asked for another name, or did not say by TLS whom it wants. It was let nowhere.",
@@ -175,7 +175,7 @@ var table = []kind{
 			if !ok || r.now.Sub(f.Last) > recent {
 				return ""
 			}
-			return fmt.Sprintf("%d connections were refused because too many are open, the last at %s", f.Count, clock(f.Last, r.now))
+			return r.language.Count(f.Count, "%d connections were refused because too many are open, the last at %s", clock(f.Last, r.now))
 		}},
 	{"not-encrypted", aboutSystem, Warning,
 		"The root file system lies on no LUKS device.",
@@ -184,7 +184,7 @@ var table = []kind{
 			if r.System.Encrypted == nil || *r.System.Encrypted {
 				return ""
 			}
-			return "the disk is not encrypted"
+			return r.say("the disk is not encrypted")
 		}},
 	{"encryption-unknown", aboutSystem, Note,
 		"The devices below the root file system could not be read.",
@@ -193,7 +193,7 @@ var table = []kind{
 			if r.Unknown.Disk == nil {
 				return ""
 			}
-			return fmt.Sprintf("whether the disk is encrypted could not be learned: %v", r.Unknown.Disk)
+			return r.say("whether the disk is encrypted could not be learned: %v", r.Unknown.Disk)
 		}},
 	{"signature-not-enforced", aboutSystem, Warning,
 		"bootc takes updates of this image without checking who signed them.",
@@ -202,7 +202,7 @@ var table = []kind{
 			if r.System.Signature == "" || r.System.Signature == string(bootc.ContainerPolicy) {
 				return ""
 			}
-			return fmt.Sprintf("updates are taken without checking signatures (%s)", r.System.Signature)
+			return r.say("updates are taken without checking signatures (%s)", r.System.Signature)
 		}},
 	{"not-an-image", aboutSystem, Note,
 		"The system was not installed from the image.",
@@ -211,7 +211,7 @@ var table = []kind{
 			if !r.Unknown.NotImage {
 				return ""
 			}
-			return "this system was not booted from an image"
+			return r.say("this system was not booted from an image")
 		}},
 	{"image-unknown", aboutSystem, Note,
 		"bootc answers to root only.",
@@ -220,7 +220,7 @@ var table = []kind{
 			if !r.Unknown.NeedsRoot {
 				return ""
 			}
-			return "which image booted, and whether signatures are enforced, is known to root only"
+			return r.say("which image booted, and whether signatures are enforced, is known to root only")
 		}},
 	{"image-unreadable", aboutSystem, Warning,
 		"bootc gives no sensible answer.",
@@ -229,7 +229,7 @@ var table = []kind{
 			if r.Unknown.Image == nil || r.Unknown.NotImage || r.Unknown.NeedsRoot {
 				return ""
 			}
-			return fmt.Sprintf("which image booted could not be learned: %v", r.Unknown.Image)
+			return r.say("which image booted could not be learned: %v", r.Unknown.Image)
 		}},
 }
 
@@ -250,28 +250,28 @@ func (r *Report) intruders(s *Service) string {
 			last = f.Last
 		}
 		if f.Name != "" {
-			name = fmt.Sprintf("; the last wanted %q", f.Name)
+			name = r.say("; the last wanted %q", f.Name)
 		}
 	}
 	switch count {
 	case 0:
 		return ""
 	case 1:
-		return "a connection that did not ask for " + s.Name + " was closed at " + clock(last, r.now) + name
+		return r.say("a connection that did not ask for %s was closed at %s%s", s.Name, clock(last, r.now), name)
 	}
-	return fmt.Sprintf("%d connections that did not ask for %s were closed, the last at %s%s", count, s.Name, clock(last, r.now), name)
+	return r.language.Count(count, "%d connections that did not ask for %s were closed, the last at %s%s", s.Name, clock(last, r.now), name)
 }
 
 // quietTimes says since when it is quiet, and until when.
 func (r *Report) quietTimes() string {
 	text := ""
 	if !r.Quiet.Since.IsZero() {
-		text = " since " + clock(r.Quiet.Since, r.now)
+		text = r.say(" since %s", clock(r.Quiet.Since, r.now))
 	}
 	if r.Quiet.Until != nil {
-		return text + ", until " + clock(*r.Quiet.Until, r.now)
+		return text + r.say(", until %s", clock(*r.Quiet.Until, r.now))
 	}
-	return text + ", also after a restart"
+	return text + r.say(", also after a restart")
 }
 
 // anyOn says whether any layer has its interface.
@@ -292,7 +292,7 @@ func (r *Report) since(l *Layer) string {
 	if l.Since == nil {
 		return ""
 	}
-	return " since " + clock(*l.Since, r.now)
+	return r.say(" since %s", clock(*l.Since, r.now))
 }
 
 // Judge fills Conditions from the rest of the report. now is when it was made.
@@ -302,7 +302,7 @@ func (r *Report) Judge(now time.Time) {
 	for _, k := range table {
 		add := func(s *Service, name string) {
 			if text := k.text(r, s); text != "" {
-				r.Conditions = append(r.Conditions, Condition{Code: k.code, Text: text, Todo: k.todo, Service: name, Level: k.level, about: k.about})
+				r.Conditions = append(r.Conditions, Condition{Code: k.code, Text: text, Todo: r.say(k.todo), Service: name, Level: k.level, about: k.about})
 			}
 		}
 		if k.about != aboutService {

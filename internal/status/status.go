@@ -11,6 +11,7 @@ import (
 
 	"github.com/veilor/veilor-os/internal/forward"
 	"github.com/veilor/veilor-os/internal/mesh"
+	"github.com/veilor/veilor-os/internal/message"
 	"github.com/veilor/veilor-os/internal/quiet"
 )
 
@@ -27,8 +28,9 @@ type Report struct {
 	Quiet *quiet.State `json:"quiet,omitempty"`
 
 	// Unknown holds why a part could not be learned.
-	Unknown Unknown `json:"-"`
-	now     time.Time
+	Unknown  Unknown `json:"-"`
+	now      time.Time
+	language message.Language
 }
 
 // Unknown says why parts of a report are empty; nil where they are not.

@@ -9,10 +9,22 @@ import (
 
 	"github.com/veilor/veilor-os/internal/bootc"
 	"github.com/veilor/veilor-os/internal/mesh"
+	"github.com/veilor/veilor-os/internal/message"
 )
 
 // indent is the width of the label column.
 const indent = 13
+
+// In makes the report speak l. Its JSON form then does too, but for the codes: a
+// program that prints that for scripts leaves it English.
+func (r *Report) In(l message.Language) {
+	r.language = l
+	if !r.now.IsZero() {
+		r.Judge(r.now)
+	}
+}
+
+func (r *Report) say(english string, args ...any) string { return r.language.Say(english, args...) }
 
 // Text writes the report for people: the answer first, then why, then what to
 // do. Judge must have been called.
@@ -36,12 +48,12 @@ func (r *Report) Text(w io.Writer) error {
 		s := &r.Services[i]
 		reach := r.reach(s)
 		if s.Layer == None && r.Quiet != nil {
-			reach += ": quiet was asked for"
+			reach = r.say("not reachable: quiet was asked for")
 		}
 		block(s.Name, aboutService, s.Name, reach, r.fallback(s))
 	}
-	block("system", aboutSystem, "", r.system(), r.image(), r.staged())
-	block("mesh", aboutMesh, "", r.member(), r.opens())
+	block(r.say("system"), aboutSystem, "", r.system(), r.image(), r.staged())
+	block(r.say("mesh"), aboutMesh, "", r.member(), r.opens())
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -50,17 +62,17 @@ func (r *Report) Text(w io.Writer) error {
 func (r *Report) reach(s *Service) string {
 	switch s.Layer {
 	case None:
-		return "not reachable"
+		return r.say("not reachable")
 	case string(mesh.Tailnet):
-		return "reachable over tailnet" + in(s.Path, ms(s.LatencyMS))
+		return r.say("reachable over %s", s.Layer) + in(s.Path, ms(r.language, s.LatencyMS))
 	case string(mesh.Yggdrasil):
-		line := "reachable over yggdrasil" + in(r.via(), ms(s.LatencyMS))
+		line := r.say("reachable over %s", s.Layer) + in(r.via(), ms(r.language, s.LatencyMS))
 		if s.Since != nil {
-			line += ", since " + clock(*s.Since, r.now)
+			line += r.say(", since %s", clock(*s.Since, r.now))
 		}
 		return line
 	}
-	return "reachable over " + s.Layer + in(ms(s.LatencyMS))
+	return r.say("reachable over %s", s.Layer) + in(ms(r.language, s.LatencyMS))
 }
 
 // fallback is the line on the layer that would replace the one in use.
@@ -69,10 +81,10 @@ func (r *Report) fallback(s *Service) string {
 	if l == nil || s.Layer == None || s.Layer == l.Name || l.State != mesh.Up.String() {
 		return ""
 	}
-	line := "fallback ready: yggdrasil" + in(r.via(), ms(l.LatencyMS))
+	line := r.say("fallback ready: yggdrasil") + in(r.via(), ms(r.language, l.LatencyMS))
 	if l.Answered != nil {
 		if ago := r.now.Sub(*l.Answered); ago >= time.Minute {
-			line += ", tried " + age(ago) + " ago"
+			line += r.say(", tried %s ago", age(r.language, ago))
 		}
 	}
 	return line
@@ -82,28 +94,28 @@ func (r *Report) via() string {
 	if r.Yggdrasil.Peer == "" || !r.Yggdrasil.Up {
 		return ""
 	}
-	return "via " + r.Yggdrasil.Peer
+	return r.say("via %s", r.Yggdrasil.Peer)
 }
 
 // system is the line on the operating system.
 func (r *Report) system() string {
 	name := r.System.Name
 	if name == "" {
-		name = "this system"
+		name = r.say("this system")
 	}
 	if r.System.Version != "" {
 		name += " " + r.System.Version
 	}
 	signature := ""
 	if r.System.Signature == string(bootc.ContainerPolicy) {
-		signature = "signature enforced"
+		signature = r.say("signature enforced")
 	} else if r.System.Signature != "" {
-		signature = "signature not enforced"
+		signature = r.say("signature not enforced")
 	}
 	disk := ""
 	if r.System.Encrypted != nil {
-		if disk = "disk encrypted"; !*r.System.Encrypted {
-			disk = "disk not encrypted"
+		if disk = r.say("disk encrypted"); !*r.System.Encrypted {
+			disk = r.say("disk not encrypted")
 		}
 	}
 	return join(", ", name, signature, disk)
@@ -113,14 +125,14 @@ func (r *Report) image() string {
 	if r.System.Image == "" {
 		return ""
 	}
-	return "image " + r.System.Image + "@" + short(r.System.Digest)
+	return r.say("image %s", r.System.Image+"@"+short(r.System.Digest))
 }
 
 func (r *Report) staged() string {
 	if r.System.Staged == "" {
 		return ""
 	}
-	return "update " + r.System.Staged + " is staged; it takes effect at the next restart"
+	return r.say("update %s is staged; it takes effect at the next restart", r.System.Staged)
 }
 
 // member is the line on the tailnet; its absence is a condition.
@@ -132,7 +144,7 @@ func (r *Report) member() string {
 	if who == "" {
 		who = strings.Join(r.Mesh.Tags, " ")
 	}
-	return join(", ", who, fmt.Sprintf("joined as %s (%s)", r.Mesh.Hostname, r.Mesh.Address))
+	return join(", ", who, r.say("joined as %s (%s)", r.Mesh.Hostname, r.Mesh.Address))
 }
 
 // opens is the line on what the tier lets this laptop open.
@@ -141,15 +153,15 @@ func (r *Report) opens() string {
 	case !r.Mesh.Joined:
 		return ""
 	case r.Mesh.Tier == "" && len(r.Mesh.Tags) == 0:
-		return "in no tier, so it opens nothing; ask the operator for a key of a tier, and join with it"
+		return r.say("in no tier, so it opens nothing; ask the operator for a key of a tier, and join with it")
 	case r.Mesh.Tier == "":
-		return "these tags are not one tier of the site; ask the operator for a key of one, and join with it"
+		return r.say("these tags are not one tier of the site; ask the operator for a key of one, and join with it")
 	case slices.Contains(r.Mesh.Opens, "*:*"):
-		return "opens everything, on every machine"
+		return r.say("opens everything, on every machine")
 	case len(r.Mesh.Opens) == 0:
 		return ""
 	}
-	return "opens " + strings.Join(r.Mesh.Opens, ", ") + " and nothing else"
+	return r.say("opens %s and nothing else", strings.Join(r.Mesh.Opens, ", "))
 }
 
 // short is enough of a digest to compare by eye.
@@ -170,27 +182,27 @@ func clock(t, now time.Time) string {
 }
 
 // age is d as people say it.
-func age(d time.Duration) string {
+func age(l message.Language, d time.Duration) string {
 	switch {
 	case d < time.Minute:
-		return fmt.Sprintf("%.0f s", max(d.Seconds(), 0))
+		return l.Say("%.0f s", max(d.Seconds(), 0))
 	case d < 2*time.Hour:
-		return fmt.Sprintf("%.0f min", d.Minutes())
+		return l.Say("%.0f min", d.Minutes())
 	case d < 48*time.Hour:
-		return fmt.Sprintf("%.0f h", d.Hours())
+		return l.Say("%.0f h", d.Hours())
 	}
-	return fmt.Sprintf("%.0f days", d.Hours()/24)
+	return l.Say("%.0f days", d.Hours()/24)
 }
 
 // ms is a latency, or "".
-func ms(v *float64) string {
+func ms(l message.Language, v *float64) string {
 	switch {
 	case v == nil:
 		return ""
 	case *v < 10:
-		return fmt.Sprintf("%.1f ms", *v)
+		return l.Say("%.1f ms", *v)
 	}
-	return fmt.Sprintf("%.0f ms", *v)
+	return l.Say("%.0f ms", *v)
 }
 
 // join joins what is not empty.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/veilor/veilor-os/internal/forward"
 	"github.com/veilor/veilor-os/internal/mesh"
+	"github.com/veilor/veilor-os/internal/message"
 )
 
 // Trial is what came of trying one layer of one service.
@@ -82,7 +83,7 @@ func (t Trials) Text(w io.Writer) error {
 		if !l.Works {
 			works = "no"
 		}
-		row := fmt.Sprintf("  %-11s %-6s %9s %9s", l.Layer, works, dash(ms(l.ConnectMS)), dash(ms(l.HandshakeMS)))
+		row := fmt.Sprintf("  %-11s %-6s %9s %9s", l.Layer, works, dash(ms(message.English, l.ConnectMS)), dash(ms(message.English, l.HandshakeMS)))
 		if l.Error != "" {
 			row += "   " + l.Error
 		}
@@ -185,7 +186,7 @@ func reason(h mesh.Health, now time.Time) string {
 		if h.Answer.IsZero() {
 			return "it answers"
 		}
-		return "it answered " + age(now.Sub(h.Answer)) + " ago"
+		return "it answered " + age(message.English, now.Sub(h.Answer)) + " ago"
 	case mesh.Suspect:
 		return "not first, because it stopped answering (" + why + "); asked every second while the service is used"
 	case mesh.Down:
@@ -206,7 +207,7 @@ func (e Explanation) Text(w io.Writer) error {
 	case s.Layer == None:
 		fmt.Fprintf(&b, "%s is not known to be reachable\n", s.Name)
 	default:
-		fmt.Fprintf(&b, "%s is reached over %s%s", s.Name, s.Layer, in(ms(s.LatencyMS)))
+		fmt.Fprintf(&b, "%s is reached over %s%s", s.Name, s.Layer, in(ms(message.English, s.LatencyMS)))
 		if s.Since != nil {
 			b.WriteString(", since " + clock(*s.Since, e.Now))
 		}
@@ -245,7 +246,7 @@ func (e Explanation) Text(w io.Writer) error {
 		if c.Error != "" {
 			outcome = c.Error
 		}
-		fmt.Fprintf(&b, "  canary      %s %s ago: %s\n", c.Layer, age(e.Now.Sub(c.At)), outcome)
+		fmt.Fprintf(&b, "  canary      %s %s ago: %s\n", c.Layer, age(message.English, e.Now.Sub(c.At)), outcome)
 	}
 	for i, n := range e.Recent {
 		label := ""
