@@ -24,6 +24,7 @@
 package fence
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -100,6 +101,8 @@ type Config struct {
 	// Group is tailscaled's control group below /sys/fs/cgroup, as
 	// "system.slice/tailscaled.service"; empty to go by the mark alone.
 	Group string
+	// Root is where control groups of version 2 are; empty for /sys/fs/cgroup.
+	Root string
 }
 
 // ErrNoGroup is a fence that is in force, by the mark alone: the control group
@@ -112,7 +115,7 @@ func Load(cfg Config, opts ...nftables.ConnOption) error {
 	if cfg.Group == "" {
 		return load(cfg.Servers, nil, 0, opts)
 	}
-	id, level, err := groupID(cgroupRoot, cfg.Group)
+	id, level, err := groupID(cmp.Or(cfg.Root, cgroupRoot), cfg.Group)
 	if err == nil {
 		if err = load(cfg.Servers, &id, level, opts); err == nil {
 			return nil
