@@ -1,0 +1,64 @@
+package bluebuild
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/veilor/veilor-os/lab/cache"
+	"github.com/veilor/veilor-os/lab/debian"
+	"github.com/veilor/veilor-os/lab/sandbox"
+)
+
+// cacheVar names the lab's cache, so that tests and demo share what they build.
+const cacheVar = "VEILOR_LAB_CACHE"
+
+func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
+
+// TestStage looks at what the CLI is given: the recipe with the embedded base, which
+// answers over TLS. A script takes the place of the CLI, whose compiling takes ten
+// minutes; `make bluebuild` runs the real one.
+func TestStage(t *testing.T) {
+	dir := os.Getenv(cacheVar)
+	switch {
+	case os.Geteuid() != 0:
+		t.Skip("SKIPPED, NOT TESTED: namespaces and mounts need root")
+	case dir == "":
+		t.Skipf("SKIPPED, NOT TESTED: set %s to the lab's cache (or where it shall be)", cacheVar)
+	}
+	root, err := debian.Tools.Build(t.Context(), &cache.Cache{Dir: dir}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cli := filepath.Join(t.TempDir(), "bluebuild")
+	const script = `#!/bin/sh
+set -e
+base=$(sed -n 's/^base-image: //p' recipes/recipe.yml)
+version=$(sed -n 's/^image-version: //p' recipes/recipe.yml)
+skopeo inspect --raw docker://$base:$version
+{ echo "FROM $base"; skopeo inspect --config docker://$base:$version; } > Containerfile
+`
+	if err := os.WriteFile(cli, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text, err := Generate(t.Context(), Spec{
+		CLI: cli, Root: root, Recipe: filepath.Join("..", "..", "bluebuild", "recipes", "recipe.yml"), Scratch: t.TempDir(), Log: io.Discard,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"FROM localhost:", "/secureblue/kinoite-main-hardened\n", `"org.opencontainers.image.version": "44.20261101.0"`} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%q is missing in:\n%s", want, text)
+		}
+	}
+	if err := os.WriteFile(cli, []byte("#!/bin/sh\necho no driver found >&2\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Generate(t.Context(), Spec{CLI: cli, Root: root, Recipe: filepath.Join("..", "..", "bluebuild", "recipes", "recipe.yml"), Scratch: t.TempDir(), Log: io.Discard})
+	if err == nil || !strings.Contains(err.Error(), "no driver found") {
+		t.Errorf("what the CLI said is lost: %v", err)
+	}
+}
