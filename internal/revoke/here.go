@@ -25,6 +25,9 @@ const (
 	// node sends, so nothing is confirmed before.
 	peerLimit = 10 * time.Second
 	peerEvery = 100 * time.Millisecond
+	// calm is how many looks in a row, peerEvery apart, must find no socket: its
+	// peers are gone from tailscaled's list a moment before its WireGuard is.
+	calm = 10
 )
 
 // Peers are the other machines of the tailnet as the tailscaled at socket knows
@@ -69,8 +72,7 @@ func (h hereStep) Close(ctx context.Context, o Order) (string, error) {
 		if err := h.gone(ctx, o); err != nil {
 			return "", err
 		}
-		// What came in until then.
-		more, err := flows.Close(0, as...)
+		more, err := drain(ctx, as)
 		if err != nil {
 			return "", err
 		}
@@ -145,6 +147,35 @@ func (h hereStep) gone(ctx context.Context, o Order) error {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// drain ends what still comes in until nothing does.
+func drain(ctx context.Context, as []netip.Addr) (flows.Closed, error) {
+	ctx, cancel := context.WithTimeout(ctx, peerLimit)
+	defer cancel()
+	tick := time.NewTicker(peerEvery)
+	defer tick.Stop()
+	var total flows.Closed
+	for quiet := 0; quiet < calm; {
+		n, err := flows.Count(0, as...)
+		if err != nil {
+			return total, err
+		}
+		if quiet++; n > 0 {
+			quiet = 0
+			closed, err := flows.Close(0, as...)
+			if err != nil {
+				return total, err
+			}
+			total.Sockets, total.Tracked = total.Sockets+closed.Sockets, total.Tracked+closed.Tracked
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return total, errors.New("new sockets come as fast as they are ended")
+		}
+	}
+	return total, nil
 }
 
 var errPeer = errors.New("sockets are ended, but tailscaled here still has it as a peer, and no packet filter of ours drops it: new flows get in until Headscale has confirmed")
