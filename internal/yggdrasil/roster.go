@@ -23,10 +23,10 @@ import (
 )
 
 const (
-	// maxNodes bounds those admitted and those revoked, each. The packet filter
-	// takes some 10^5 addresses in one transaction.
+	// maxNodes bounds those admitted. The packet filter takes some 10^5 addresses
+	// in one transaction. A revocation is never refused for want of room.
 	maxNodes = 50_000
-	// maxRoster bounds the file: a node has at most 250 bytes.
+	// maxRoster bounds the file: a node has at most 250 bytes, who is revoked 70.
 	maxRoster = 32 << 20
 )
 
@@ -181,9 +181,6 @@ func (r *roster) add(n edge.Node) (undo func() error, err error) {
 func (r *roster) revoke(key site.Key) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.revoked[key] && len(r.revoked) >= maxNodes {
-		return fmt.Errorf("%d nodes are revoked, which is as many as there may be; take old ones out of %s while veilor-ygg is stopped", len(r.revoked), r.path)
-	}
 	r.revoked[key] = true
 	delete(r.added, key)
 	// Also when it was revoked already: perhaps the disk failed then.
