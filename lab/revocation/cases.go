@@ -36,7 +36,7 @@ func (r *run) asleep(ctx context.Context) error {
 		return err
 	}
 	if code != 0 {
-		c.miss("%s: exit code %d, not confirmed: %v", g.name, code, open)
+		c.miss(g.name, "exit code %d, not confirmed: %v", code, open)
 	}
 	woke := time.Now()
 	if err := g.signal(syscall.SIGCONT); err != nil {
@@ -75,13 +75,13 @@ func (r *run) headscaleDown(ctx context.Context) error {
 			return err
 		}
 		if code != 1 || !slices.Equal(open, []string{"tailnet"}) {
-			cy.miss("%s: exit code %d, not confirmed: %v; want 1 and the tailnet only", gs[i].name, code, open)
+			cy.miss(gs[i].name, "exit code %d, not confirmed: %v; want 1 and the tailnet only", code, open)
 		}
 	}
 	early := func(c *Case, g *guest, w *watch, layer string, from time.Time) {
 		fresh, live, err := w.quiet(ctx, from, settle)
 		if err != nil {
-			c.miss("%s over %s: %v", g.name, layer, err)
+			c.miss(g.name, "over %s: %v", layer, err)
 		}
 		c.all["new "+layer] = append(c.all["new "+layer], max(0, fresh.Sub(from)))
 		c.all["live "+layer] = append(c.all["live "+layer], max(0, live.Sub(from)))
@@ -98,7 +98,7 @@ func (r *run) headscaleDown(ctx context.Context) error {
 	// The retry is running when Headscale returns, as it does in a server.
 	ck := r.begin(back, "Headscale answered")
 	if err := gs[0].tailnet.alive(ctx); err != nil {
-		ck.miss("%s had no tailnet to lose: %v", gs[0].name, err)
+		ck.miss(gs[0].name, "had no tailnet to lose: %v", err)
 	}
 	resumed := make(chan error, 1)
 	go func() {
@@ -113,7 +113,7 @@ func (r *run) headscaleDown(ctx context.Context) error {
 	}
 	returned := time.Now()
 	if err := <-resumed; err != nil {
-		ck.miss("--resume: %v", err)
+		ck.miss(gs[0].name, "--resume: %v", err)
 	}
 	ck.finish(ctx, r, gs[0], returned, "tailnet")
 	cb.finish(ctx, r, gs[1], ordered[1])
@@ -188,7 +188,7 @@ func (r *run) killedHalfWay(ctx context.Context) error {
 		return err
 	}
 	if code != 0 {
-		c.miss("%s: exit code %d, not confirmed: %v", g.name, code, open)
+		c.miss(g.name, "exit code %d, not confirmed: %v", code, open)
 	}
 	c.finish(ctx, r, g, again, "tailnet", "yggdrasil")
 	c.end(r)
@@ -241,13 +241,13 @@ func (r *run) publicPeer(ctx context.Context) error {
 		return err
 	}
 	if code != 0 {
-		c.miss("%s: exit code %d, not confirmed: %v", g.name, code, open)
+		c.miss(g.name, "exit code %d, not confirmed: %v", code, open)
 	}
 	c.finish(ctx, r, g, ordered, "tailnet", "yggdrasil")
 	c.end(r)
 	// The bystander moved too; it must be reaching the service all the same.
 	if err := r.bystand.yggdrasil.alive(ctx); err != nil {
-		c.miss("the bystander: %v", err)
+		c.miss(r.bystand.name, "%v", err)
 	}
 	r.result.BystanderEnded = ended
 	_, err = r.w.Censor.Clear()
