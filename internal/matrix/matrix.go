@@ -100,12 +100,14 @@ func (r *Record) Holds() error {
 	return errors.Join(errs...)
 }
 
-// Refused is how many packets were refused over all cells, and Leaked how many
-// were not.
+// Refused is how many packets were refused, and how many leaked, over all cells.
+// What was refused on a layer that was silent is not counted.
 func (r *Record) Refused() (refused, leaked int) {
 	for _, c := range r.Cells {
-		refused += c.Refused
 		leaked += len(c.Leaked)
+		if !c.Silent {
+			refused += c.Refused
+		}
 	}
 	return refused, leaked
 }
