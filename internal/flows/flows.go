@@ -149,7 +149,7 @@ func (d *diag) sockets(addrs []netip.Addr) ([]socket, error) {
 				return nil, err
 			}
 			for _, m := range msgs {
-				if s, peer, ok := parse(m.Data, protocol); ok && slices.Contains(addrs, peer) {
+				if s, peer, ok := parse(m.Data, protocol); ok && !dying(m.Data) && slices.Contains(addrs, peer) {
 					found = append(found, s)
 				}
 			}
@@ -170,6 +170,20 @@ func parse(b []byte, protocol byte) (socket, netip.Addr, bool) {
 	}
 	// A dual-stack server has its IPv4 peers in mapped form.
 	return s, netip.AddrFrom16([16]byte(raw[:16])).Unmap(), true
+}
+
+// dying says of an inet_diag_msg that it is of a TCP socket which no program has
+// any more and which only waits for the other side to hear of it (inode 0, in
+// one of the closing states). It carries nothing, kernels before 6.11 cannot
+// destroy it, and it ends by itself.
+func dying(b []byte) bool {
+	const inode = 68
+	const finWait1, finWait2, lastAck, closing = 4, 5, 9, 11
+	switch b[1] {
+	case finWait1, finWait2, lastAck, closing:
+		return binary.NativeEndian.Uint32(b[inode:]) == 0
+	}
+	return false
 }
 
 func (d *diag) destroy(s socket) error {

@@ -22,6 +22,20 @@ func TestParseMapped(t *testing.T) {
 	}
 }
 
+// Only what no program has any more is left alone.
+func TestDying(t *testing.T) {
+	for _, c := range []struct {
+		state, inode byte
+		want         bool
+	}{{1, 0, false}, {3, 0, false}, {5, 1, false}, {5, 0, true}, {9, 0, true}, {8, 0, false}} {
+		b := make([]byte, messageSize)
+		b[1], b[68] = c.state, c.inode
+		if got := dying(b); got != c.want {
+			t.Errorf("state %d, inode %d: got %t", c.state, c.inode, got)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(make([]byte, messageSize))
 	f.Add([]byte{unix.AF_INET})
