@@ -90,14 +90,14 @@ func (w *watch) toClient(n int) {
 	w.mu.Lock()
 	w.answer = w.now()
 	w.burst += n
-	w.expect = expect
 	w.arm()
 	w.mu.Unlock()
 }
 
-// arm starts the timer if it does not run. w.mu is held.
+// arm starts the timer if it does not run, or runs for longer because an earlier
+// silence lasted. w.mu is held.
 func (w *watch) arm() {
-	if w.armed || w.stopped {
+	if w.armed && w.expect == expect || w.stopped {
 		return
 	}
 	w.armed, w.expect = true, expect

@@ -59,6 +59,10 @@ const (
 	// that an observer can key on and laptops do not march in step.
 	jitter = 0.25
 
+	// lately is how recent an answer must be to speak for a layer when a
+	// connection waits. Shorter than the silence after which one is said to.
+	lately = 500 * time.Millisecond
+
 	// demandFor is how long after the last connection probes go on. Nobody
 	// waits for an unused service: its layers rest until the next connection.
 	demandFor = time.Minute
@@ -316,7 +320,7 @@ func (s *Service) On(e Event) []Change {
 		return nil
 	case Silent:
 		s.demand = later(s.demand, e.At)
-		if l.State.usable() && !e.Start.Before(l.Answer) && len(l.pending) == 0 {
+		if l.State.usable() && e.At.Sub(l.Answer) >= lately && len(l.pending) == 0 {
 			l.probe = e.At
 		}
 	}
