@@ -97,6 +97,7 @@ func (r *run) headscaleDown(ctx context.Context) error {
 
 	// The retry is running when Headscale returns, as it does in a server.
 	ck := r.begin(back, "Headscale answered")
+	ck.withoutHere = true
 	if err := gs[0].tailnet.alive(ctx); err != nil {
 		ck.miss(gs[0].name, "had no tailnet to lose: %v", err)
 	}
