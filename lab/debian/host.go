@@ -40,7 +40,7 @@ var needs = []need{
 	{what: "git", pkg: "git", missing: noCommand("git")},
 	{what: "mount", pkg: "mount", missing: noCommand("mount")},
 	{what: "ip", pkg: "iproute2", missing: noCommand("ip")},
-	{what: "nft", pkg: "nftables", missing: noCommand("nft")}, // tests compare with its reading
+	{what: "nft", pkg: "nftables", missing: noCommand("nft")},       // tests compare with its reading
 	{what: "Python's venv", pkg: "python3-venv", missing: noPython}, // zizmor judges the workflows
 	{what: "a C compiler", pkg: "gcc", missing: noCommand("cc")},
 	{what: "the C library's headers", pkg: "libc6-dev", missing: noFile("/usr/include/stdlib.h")},
