@@ -5,6 +5,7 @@ import (
 	"debug/buildinfo"
 	"errors"
 	"fmt"
+	"html/template"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/veilor/veilor-os/internal/matrix"
+	"github.com/veilor/veilor-os/lab/floors"
 	"github.com/veilor/veilor-os/lab/report"
 )
 
@@ -68,6 +70,9 @@ func (s *Stage) writeReport(began time.Time) error {
 	if p.Tiers, err = s.tiers(); err != nil {
 		return err
 	}
+	if p.Floors, err = s.floors(); err != nil {
+		return err
+	}
 	p.Commit = s.commit()
 	p.Versions = s.versions()
 	return p.Write(filepath.Join(s.Out, "report.html"))
@@ -85,6 +90,27 @@ func (s *Stage) tiers() (*matrix.Record, error) {
 	}
 	defer f.Close()
 	return matrix.Read(f)
+}
+
+// floors is the same of the conditions of the network.
+func (s *Stage) floors() (template.HTML, error) {
+	f, err := os.Open(filepath.Join(s.Source, "docs/evidence/floors.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading what was measured of the floors: %w", err)
+	}
+	defer f.Close()
+	r, err := floors.Read(f)
+	if err != nil {
+		return "", err
+	}
+	var svg strings.Builder
+	if err := r.SVG(&svg); err != nil {
+		return "", fmt.Errorf("drawing the floors: %w", err)
+	}
+	return template.HTML(svg.String()), nil
 }
 
 // commit of this checkout; "-dirty" if there is more in it.

@@ -15,7 +15,8 @@ import (
 type Condition struct {
 	// ID is short and stable: "dns-poisoned". Title says it to a person.
 	ID, Title string
-	// Floor is the promise that it belongs to: "i", "ii", or "" for none.
+	// Floor is the promise that it belongs to: "i", "ii", or "" for none. Of an open
+	// network as much is promised.
 	Floor string
 	// PeerLost says that the peer of the fallback falls as well.
 	PeerLost bool
@@ -45,6 +46,9 @@ var (
 	router = netip.MustParsePrefix("10.88.1.0/24")
 )
 
+// open is the floor on which everybody stands.
+const open = "open"
+
 const (
 	// liarPort and portalPort are the ISP's, on its router.
 	liarPort   = 5354
@@ -69,7 +73,7 @@ func Conditions() []Condition {
 		return []censor.Rule{censor.Loss("loss", percent), censor.Jitter("jitter", 0, most)}
 	}
 	return []Condition{
-		{ID: "none", Title: "nothing is blocked"},
+		{ID: "none", Floor: open, Title: "nothing is blocked"},
 		{ID: "control-dns", Floor: "i", Title: "DNS of the control server dropped",
 			Rules: []censor.Rule{censor.Question("dns", "hs.lab.test")}, Begin: ask, End: nothing},
 		{ID: "dns-poisoned", Floor: "i", Title: "every DNS answer a lie",

@@ -188,7 +188,7 @@ func Table(r *Record) string {
 	}
 	for _, row := range r.Rows {
 		floor := ""
-		if row.Floor != "" {
+		if row.Floor != "" && row.Floor != open {
 			floor = " (floor " + row.Floor + ")"
 		}
 		fmt.Fprintf(&b, "\n%-52s", row.Title+floor)

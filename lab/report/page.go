@@ -33,6 +33,9 @@ type Page struct {
 	Checks []Check
 	// Tiers, if set, is who reaches what, as it was measured.
 	Tiers *matrix.Record
+	// Floors, if set, is what a laptop reached in every condition of the network:
+	// an SVG that stands alone.
+	Floors template.HTML
 	// Screens are what a person in front of the laptop saw.
 	Screens []Screen
 	// StandIns say what here is not the real thing.
