@@ -81,8 +81,8 @@ type Record struct {
 	Commit   string            `json:"commit"`
 	Versions map[string]string `json:"versions"`
 	Rounds   int               `json:"rounds"`
-	// Idle is for how long the laptop had been silent before each block, in
-	// seconds; 0 is that it was busy.
+	// Idle is for how long the laptop had been silent before the blocks of every
+	// second round that a floor names, in seconds. Else it was busy.
 	Idle float64 `json:"idle"`
 	Rows []Row   `json:"rows"`
 	// Gap is what new connections of the product meet right after a block.

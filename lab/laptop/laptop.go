@@ -151,7 +151,11 @@ func (l *Laptop) run(ctx context.Context) error {
 		{&l.mesh, "veilor-mesh", l.at("mesh.sock"), l.veilor("mesh", "run", "--debug")},
 	} {
 		cmd := exec.Command(p.args[0], p.args[1:]...)
-		cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+l.cfg.Roots)
+		state := l.at(p.name)
+		if err := os.MkdirAll(state, 0o700); err != nil {
+			return err
+		}
+		cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+l.cfg.Roots, "STATE_DIRECTORY="+state)
 		d, err := daemon.Start(l.world.Guest, p.name, filepath.Join(l.cfg.Logs, p.name+".log"), cmd)
 		if err != nil {
 			return err

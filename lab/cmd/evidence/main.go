@@ -36,7 +36,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "only these conditions, by their names with commas; the record is then not written")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each condition is made")
 	flag.IntVar(&o.gaps, "gaps", 20, "how many blocks new connections are watched after; 0 for none")
-	flag.DurationVar(&o.idle, "idle", 0, "how long the laptop is silent before each block")
+	flag.DurationVar(&o.idle, "idle", 65*time.Second, "how long the laptop is silent before a block, in every second round; longer than the router remembers")
 	flag.Usage = func() {
 		var names []string
 		for _, c := range floors.Conditions() {
