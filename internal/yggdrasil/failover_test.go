@@ -70,17 +70,17 @@ func TestFailover(t *testing.T) {
 		}
 		return s.Peer
 	}
-	w.until(10*time.Second, "the laptop peers with the edge", func() bool { return peer() == "edge-1" })
-	w.until(10*time.Second, "the edge peers with the public peer", func() bool {
+	w.until(patience, "the laptop peers with the edge", func() bool { return peer() == "edge-1" })
+	w.until(patience, "the edge peers with the public peer", func() bool {
 		s, err := Query(t.Context(), edgeConfig.AdminSocket)
 		return err == nil && s.Up && s.Peer == "peer-1"
 	})
 	stop := w.watchPeers(cfg.AdminSocket)
 
 	answers := w.probe()
-	cold := w.until(15*time.Second, "a first answer", func() bool { return !answers.last().IsZero() })
+	cold := w.until(patience, "a first answer", func() bool { return !answers.last().IsZero() })
 	t.Logf("cold: first answer %v after the peerings stood", cold.Round(10*time.Millisecond))
-	w.until(5*time.Second, "steady answers", func() bool { return answers.count() > 20 })
+	w.until(patience, "steady answers", func() bool { return answers.count() > 20 })
 
 	var gaps []time.Duration
 	for range rounds() {
@@ -89,14 +89,14 @@ func TestFailover(t *testing.T) {
 		time.Sleep(peering.ShortLife + time.Duration(rand.IntN(1000))*time.Millisecond)
 		seen := answers.count()
 		unblock := w.block("10.88.3.20")
-		joined := w.until(5*time.Second, "the public peer takes over", func() bool { return peer() == "peer-1" })
+		joined := w.until(patience, "the public peer takes over", func() bool { return peer() == "peer-1" })
 		gap := answers.gap(w, seen)
 		t.Logf("edge blackholed: public peer joined after %v; from the last good answer to the next: %v", joined.Round(10*time.Millisecond), gap.Round(10*time.Millisecond))
 		gaps = append(gaps, gap)
 		unblock()
 		back := w.until(returnLimit, "the edge is taken back", func() bool { return peer() == "edge-1" })
 		n := answers.count()
-		resumed := w.until(5*time.Second, "answers through the edge again", func() bool { return answers.count() > n+20 })
+		resumed := w.until(patience, "answers through the edge again", func() bool { return answers.count() > n+20 })
 		t.Logf("unblocked: edge taken back after %v, 20 answers %v later", back.Round(10*time.Millisecond), resumed.Round(10*time.Millisecond))
 	}
 	slices.Sort(gaps)
@@ -139,7 +139,7 @@ func TestFailover(t *testing.T) {
 				return err
 			})
 		}
-		w.until(10*time.Second, "the service", func() bool { return dial("laptop", "["+w.edgeAddr+"]:443") == nil })
+		w.until(patience, "the service", func() bool { return dial("laptop", "["+w.edgeAddr+"]:443") == nil })
 		var ne net.Error
 		if err := dial("laptop", "["+w.edgeAddr+"]:22"); !errors.As(err, &ne) || !ne.Timeout() {
 			t.Errorf("a port of the edge that Accept does not name: %v, want silence", err)
@@ -241,7 +241,7 @@ func (a *answers) last() time.Time {
 // answer number n.
 func (a *answers) gap(w *world, n int) (longest time.Duration) {
 	now := a.count()
-	w.until(10*time.Second, "answers through the public peer", func() bool { return a.count() > now+5 })
+	w.until(patience, "answers through the public peer", func() bool { return a.count() > now+5 })
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	at := slices.Clone(a.at[n-1:])

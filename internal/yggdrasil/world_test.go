@@ -49,6 +49,10 @@ import (
 //	                        \---- 10.88.5.10 public peer (TLS front, the plain library)
 const roleEnv = "VEILOR_YGG_TEST_ROLE"
 
+// patience is how long an event may be waited for that no goal gives a time:
+// on a machine that does much else besides, all is late.
+const patience = time.Minute
+
 func TestMain(m *testing.M) {
 	if role := os.Getenv(roleEnv); role != "" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -58,7 +62,34 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if program.dir != "" {
+		os.RemoveAll(program.dir)
+	}
+	os.Exit(code)
+}
+
+// program is veilor-ygg, built once for all tests that run it.
+var program struct {
+	once sync.Once
+	dir  string
+	path string
+	err  error
+}
+
+func veilorYgg() (string, error) {
+	program.once.Do(func() {
+		if program.dir, program.err = os.MkdirTemp("", "veilor-ygg"); program.err != nil {
+			return
+		}
+		program.path = filepath.Join(program.dir, "veilor-ygg")
+		build := exec.Command("go", "build", "-o", program.path, "github.com/veilor/veilor-os/cmd/veilor-ygg")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			program.err = fmt.Errorf("building veilor-ygg: %w\n%s", err, out)
+		}
+	})
+	return program.path, program.err
 }
 
 var roles = map[string]func(context.Context, []string) error{
@@ -154,12 +185,9 @@ func newWorld(t *testing.T) *world {
 		t.Skip("NOT TESTED in -short: it takes half a minute")
 	}
 	w := &world{t: t, dir: t.TempDir()}
-	w.binary = filepath.Join(w.dir, "veilor-ygg")
-	build := exec.Command("go", "build", "-o", w.binary, "github.com/veilor/veilor-os/cmd/veilor-ygg")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building veilor-ygg: %v\n%s", err, out)
-	}
+	var err error
+	w.binary, err = veilorYgg()
+	w.must(err)
 	w.isp, w.laptop, w.edge, w.peer = w.namespace(), w.namespace(), w.namespace(), w.namespace()
 	w.cable(w.laptop, "10.88.1")
 	w.cable(w.edge, "10.88.3")
@@ -402,7 +430,7 @@ func (w *world) ygg(ns netns.NsHandle, name string, cfg wire, env ...string) (*p
 	parsed, err := LoadConfig(path)
 	w.must(err)
 	p := w.start(ns, name, env, w.binary, "run", "--debug", "--config", path)
-	w.until(10*time.Second, name+" answers on its admin socket", func() bool {
+	w.until(patience, name+" answers on its admin socket", func() bool {
 		_, err := Query(w.t.Context(), parsed.AdminSocket)
 		return err == nil
 	})
