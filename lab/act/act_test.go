@@ -12,12 +12,10 @@ import (
 	"github.com/veilor/veilor-os/lab/act"
 	"github.com/veilor/veilor-os/lab/console"
 	"github.com/veilor/veilor-os/lab/debian"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/report"
 	"github.com/veilor/veilor-os/lab/sandbox"
 )
-
-// cacheVar names the lab's cache, so that tests and demo share what they build.
-const cacheVar = "VEILOR_LAB_CACHE"
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
@@ -31,15 +29,9 @@ func (l lines) Write(p []byte) (int, error) {
 
 func options(t *testing.T, out io.Writer) act.Options {
 	t.Helper()
-	cache := os.Getenv(cacheVar)
-	switch {
-	case os.Geteuid() != 0:
-		t.Skip("SKIPPED, NOT TESTED: the acts need root")
-	case testing.Short():
-		t.Skip("SKIPPED, NOT TESTED: the acts take minutes")
-	case cache == "":
-		t.Skipf("SKIPPED, NOT TESTED: set %s to the lab's cache (or where it shall be)", cacheVar)
-	}
+	gate.Root(t, "the acts")
+	gate.Long(t, "the acts")
+	cache := gate.Cache(t, "the acts")
 	if err := debian.Check(t.Context(), cache); err != nil {
 		t.Fatal(err)
 	}

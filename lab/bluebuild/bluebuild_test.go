@@ -9,11 +9,9 @@ import (
 
 	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/debian"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/sandbox"
 )
-
-// cacheVar names the lab's cache, so that tests and demo share what they build.
-const cacheVar = "VEILOR_LAB_CACHE"
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
@@ -21,13 +19,8 @@ func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 // answers over TLS. A script takes the place of the CLI, whose compiling takes ten
 // minutes; `make bluebuild` runs the real one.
 func TestStage(t *testing.T) {
-	dir := os.Getenv(cacheVar)
-	switch {
-	case os.Geteuid() != 0:
-		t.Skip("SKIPPED, NOT TESTED: namespaces and mounts need root")
-	case dir == "":
-		t.Skipf("SKIPPED, NOT TESTED: set %s to the lab's cache (or where it shall be)", cacheVar)
-	}
+	gate.Root(t, "what BlueBuild is given")
+	dir := gate.Cache(t, "what BlueBuild is given")
 	root, err := debian.Tools.Build(t.Context(), &cache.Cache{Dir: dir}, io.Discard)
 	if err != nil {
 		t.Fatal(err)

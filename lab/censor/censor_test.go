@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/namespace"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	"github.com/veilor/veilor-os/lab/webca"
@@ -35,9 +36,7 @@ const (
 
 func newTown(t *testing.T) *town {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED, the censor is NOT tested: namespaces need root")
-	}
+	gate.Root(t, "the censor")
 	w := &town{t: t}
 	dir := t.TempDir()
 	for name, ns := range map[string]**namespace.Namespace{"laptop": &w.laptop, "isp": &w.isp, "home": &w.home} {

@@ -18,24 +18,18 @@ import (
 	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/censor"
 	"github.com/veilor/veilor-os/lab/floors"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/namespace"
+	"github.com/veilor/veilor-os/lab/outfit"
 	"github.com/veilor/veilor-os/lab/sandbox"
 )
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
-// cacheVar names the lab's cache.
-const cacheVar = "VEILOR_LAB_CACHE"
-
 func root(t *testing.T) *sandbox.Root {
 	t.Helper()
-	dir := os.Getenv(cacheVar)
-	switch {
-	case os.Geteuid() != 0:
-		t.Skip("SKIPPED, the browser's trust is NOT tested: a root of programs needs root")
-	case dir == "":
-		t.Skipf("SKIPPED, the browser's trust is NOT tested: set %s to the lab's cache (or where it shall be)", cacheVar)
-	}
+	gate.Root(t, "a real browser")
+	dir := gate.Cache(t, "a real browser")
 	tree, err := Root.Build(t.Context(), &cache.Cache{Dir: dir}, t.Output())
 	if err != nil {
 		t.Fatal(err)
@@ -59,12 +53,12 @@ func root(t *testing.T) *sandbox.Root {
 // connection over the tailnet.
 func TestPage(t *testing.T) {
 	r := root(t)
-	dir, remove, err := floors.Dir()
+	f, err := outfit.Make(t.Context(), outfit.Options{Source: "../..", Cache: gate.Cache(t, "a real browser"), Wide: true, Log: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer remove()
-	town, _, stop, err := floors.Start(t.Context(), floors.Setup{Source: "../..", Cache: os.Getenv(cacheVar), Dir: dir, Log: t.Output()})
+	defer f.Close()
+	town, _, stop, err := floors.Start(t.Context(), f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,11 +68,11 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := func(path string) []byte {
-		f, ok := tree.Find(path)
+		found, ok := tree.Find(path)
 		if !ok {
 			t.Fatalf("the overlay has no %s", path)
 		}
-		return f.Data
+		return found.Data
 	}
 	// Unbound as secureblue configures it reads conf.d, and has a root's trust
 	// anchor; neither matters to a zone that is said to be ours.

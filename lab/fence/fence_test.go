@@ -24,15 +24,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/veilor/veilor-os/internal/fence"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/namespace"
 	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/sandbox"
 )
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
-
-// cacheVar names the lab's cache, in which tailscaled is kept.
-const cacheVar = "VEILOR_LAB_CACHE"
 
 // control is the only server of the directory. Nobody answers there; how
 // tailscaled behaves then is the question.
@@ -220,13 +218,8 @@ func controlGroup(t *testing.T) (root, name string, fd *os.File) {
 // server's name cannot be resolved; with it, not one packet leaves for anybody
 // but the control server.
 func TestTailscaledAsksNobodyElse(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED, the fence is NOT tested: namespaces need root")
-	}
-	dir := os.Getenv(cacheVar)
-	if dir == "" {
-		dir = t.TempDir()
-	}
+	gate.Root(t, "the fence")
+	dir := gate.Cache(t, "the fence")
 	p, err := program.Build(t.Context(), "../..", filepath.Join(dir, "bin"), t.Output())
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ package floors
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -80,11 +81,12 @@ type Record struct {
 	Date     time.Time         `json:"date"`
 	Commit   string            `json:"commit"`
 	Versions map[string]string `json:"versions"`
-	Rounds   int               `json:"rounds"`
-	// Idle is for how long the laptop had been silent before the blocks of every
-	// second round that a floor names, in seconds. Else it was busy.
-	Idle float64 `json:"idle"`
-	Rows []Row   `json:"rows"`
+	// Rounds is how often each condition was made, IdleRounds in how many of them
+	// the laptop had been silent for Idle seconds before a block that a floor names.
+	Rounds     int     `json:"rounds"`
+	IdleRounds int     `json:"idle_rounds,omitempty"`
+	Idle       float64 `json:"idle,omitempty"`
+	Rows       []Row   `json:"rows"`
 	// Gap is what new connections of the product meet right after a block.
 	Gap *Gap `json:"gap,omitempty"`
 }
@@ -141,6 +143,41 @@ func (r *Record) Broken() []string {
 		all = append(all, fmt.Sprintf("new connections after a block: 95 %% answered within %.2f s, all within %.2f s; promised %.1f s and %d s", g.P95, g.Max, gapP95, gapMax))
 	}
 	return all
+}
+
+// ErrApart says that two records are not of the same thing.
+var ErrApart = errors.New("these are records of different commits or conditions")
+
+// Merge adds the rounds of another measurement of the same commit.
+func (r *Record) Merge(o *Record) error {
+	if r.Commit != o.Commit || len(r.Rows) != len(o.Rows) {
+		return ErrApart
+	}
+	for i := range r.Rows {
+		if r.Rows[i].ID != o.Rows[i].ID {
+			return ErrApart
+		}
+	}
+	for i, row := range o.Rows {
+		to := &r.Rows[i]
+		for _, c := range row.Cells {
+			to.add(c)
+		}
+		to.Return = max(to.Return, row.Return)
+		for name, n := range row.Hits {
+			if to.Hits == nil {
+				to.Hits = map[string]uint64{}
+			}
+			to.Hits[name] += n
+		}
+	}
+	r.Rounds += o.Rounds
+	r.IdleRounds += o.IdleRounds
+	r.Idle = max(r.Idle, o.Idle)
+	if r.Gap == nil {
+		r.Gap = o.Gap
+	}
+	return nil
 }
 
 // add merges one round's cell into what earlier rounds measured.

@@ -1,34 +1,29 @@
 package floors
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"testing"
 
+	"github.com/veilor/veilor-os/lab/gate"
+	"github.com/veilor/veilor-os/lab/outfit"
 	"github.com/veilor/veilor-os/lab/sandbox"
 )
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
-// cacheVar names the lab's cache.
-const cacheVar = "VEILOR_LAB_CACHE"
-
 // TestFloors holds the promised floors, each in its clearest condition; `make
 // evidence` makes all of them, several times.
 func TestFloors(t *testing.T) {
-	cache := os.Getenv(cacheVar)
-	switch {
-	case os.Geteuid() != 0:
-		t.Skip("SKIPPED, the floors are NOT tested: namespaces need root")
-	case cache == "":
-		t.Skipf("SKIPPED, the floors are NOT tested: set %s to the lab's cache (or where it shall be)", cacheVar)
-	}
-	dir, remove, err := Dir()
+	gate.Root(t, "the floors")
+	cache := gate.Cache(t, "the floors")
+	f, err := outfit.Make(t.Context(), outfit.Options{Source: "../..", Cache: cache, Wide: true, Log: t.Output(), Progress: func(what string) { t.Log(what) }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer remove()
-	town, roots, stop, err := Start(t.Context(), Setup{Source: "../..", Cache: cache, Dir: dir, Log: t.Output(), Progress: func(what string) { t.Log(what) }})
+	defer f.Close()
+	town, roots, stop, err := Start(t.Context(), f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,6 +52,26 @@ func TestFloors(t *testing.T) {
 		if c := row.cell(Tailnet, New); (row.ID == "tailscale" || row.ID == "edges") && c.Result != Red {
 			t.Errorf("%s: the tailnet answers after %.1f s", row.Title, c.Seconds)
 		}
+	}
+}
+
+func TestMerge(t *testing.T) {
+	one := func(seconds float64) *Record {
+		r := Row{ID: "x", Hits: map[string]uint64{"udp": 2}, Return: seconds}
+		r.add(Cell{Layer: Product, Mode: New, Result: Green, Seconds: seconds, Rounds: []float64{seconds}})
+		return &Record{Commit: "c", Rounds: 1, Rows: []Row{r}}
+	}
+	r := one(1)
+	if err := r.Merge(one(2)); err != nil {
+		t.Fatal(err)
+	}
+	if c := r.Rows[0].Cells[0]; r.Rounds != 2 || c.Seconds != 2 || len(c.Rounds) != 2 || r.Rows[0].Hits["udp"] != 4 || r.Rows[0].Return != 2 {
+		t.Errorf("%+v", r)
+	}
+	other := one(1)
+	other.Commit = "d"
+	if err := r.Merge(other); !errors.Is(err, ErrApart) {
+		t.Errorf("another commit: %v", err)
 	}
 }
 

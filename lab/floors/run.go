@@ -16,8 +16,7 @@ type Options struct {
 	// Rounds is how often each condition is made.
 	Rounds int
 	// Idle is for how long nobody asks anything before each block that a floor
-	// names, in every second round. The first request then is the first connection
-	// for that long.
+	// names. The first request then is the first connection for that long.
 	Idle time.Duration
 	// Progress is told what happens.
 	Progress func(format string, args ...any)
@@ -44,7 +43,7 @@ func (t *Town) Measure(ctx context.Context, conditions []Condition, o Options) (
 			o.Progress("%s (round %d of %d)", c.Title, round+1, o.Rounds)
 			rows[i].ID, rows[i].Title, rows[i].Floor, rows[i].PeerLost = c.ID, c.Title, c.Floor, c.PeerLost
 			once := o
-			if round%2 == 0 || c.Floor == "" {
+			if c.Floor == "" {
 				once.Idle = 0
 			}
 			if err := t.measure(ctx, c, once, &rows[i]); err != nil {

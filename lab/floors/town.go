@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -140,8 +141,9 @@ func (t *Town) datagrams(to netip.AddrPort, n, size int) error {
 	}
 	defer c.Close()
 	for range n {
-		if _, err := c.Write(make([]byte, size)); err != nil && !errors.Is(err, context.Canceled) {
-			return nil // refused: it was sent, and answered
+		// Refused means that one before was sent, and answered.
+		if _, err := c.Write(make([]byte, size)); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+			return err
 		}
 	}
 	return nil

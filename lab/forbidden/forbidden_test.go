@@ -2,7 +2,6 @@ package forbidden
 
 import (
 	"context"
-	"crypto/x509"
 	"debug/buildinfo"
 	"flag"
 	"os"
@@ -15,21 +14,15 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/veilor/veilor-os/internal/tier"
-	"github.com/veilor/veilor-os/lab/cache"
-	"github.com/veilor/veilor-os/lab/debian"
+	"github.com/veilor/veilor-os/lab/gate"
+	"github.com/veilor/veilor-os/lab/outfit"
 	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/sandbox"
-	labsite "github.com/veilor/veilor-os/lab/site"
-	"github.com/veilor/veilor-os/lab/webca"
-	"github.com/veilor/veilor-os/lab/world"
 )
 
 var evidence = flag.String("evidence", "", "write what was measured to this `file` (docs/evidence/tiers.json)")
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
-
-// cacheVar names the lab's cache.
-const cacheVar = "VEILOR_LAB_CACHE"
 
 // tryLimit is for all of it on a busy machine; it takes half a minute on a
 // quiet one.
@@ -37,66 +30,21 @@ const tryLimit = 8 * time.Minute
 
 func prepare(t *testing.T) Config {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED, nothing forbidden is tried: namespaces need root")
-	}
-	store := os.Getenv(cacheVar)
-	if store == "" {
-		store = t.TempDir()
-	}
-	programs, err := program.Build(t.Context(), "../..", filepath.Join(store, "bin"), t.Output())
+	gate.Root(t, "what is forbidden to a guest")
+	store := gate.Cache(t, "what is forbidden to a guest")
+	f, err := outfit.Make(t.Context(), outfit.Options{Source: "../..", Cache: store, Log: t.Output(), Progress: func(what string) { t.Log(what) }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	tree, err := debian.Tools.Build(t.Context(), &cache.Cache{Dir: store}, t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
-	tools, err := sandbox.Chroot(tree)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { tools.Close() })
-	dir, err := os.MkdirTemp("", "forbid") // short, for its sockets
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	lab, err := labsite.Make(filepath.Join(dir, "site"), time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := lab.Certificate(time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := webca.Open(filepath.Join(dir, "web"), time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority := x509.NewCertPool()
-	authority.AppendCertsFromPEM(lab.Authority.Data)
-	logs := filepath.Join(dir, "logs")
+	t.Cleanup(f.Close)
 	t.Cleanup(func() {
 		if t.Failed() {
-			showLogs(t, logs)
+			showLogs(t, f.World.Logs)
 		}
 	})
 	return Config{
-		Authority: authority, Conditions: Conditions(), Now: time.Now,
-		Commit: commit(), Versions: versions(programs),
-		World: world.Config{
-			Tools: world.Tools{
-				Headscale: programs.Headscale, Tailscaled: programs.Tailscaled, Tailscale: programs.Tailscale,
-				VeilorYgg: programs.Ygg, PublicPeer: programs.PublicPeer,
-				Dnsmasq: func(args ...string) *exec.Cmd {
-					return tools.Command(context.WithoutCancel(t.Context()), "dnsmasq", args...)
-				},
-			},
-			Site: lab.Site, EdgeKey: lab.EdgeKey, PeerKey: lab.PeerKey, Service: leaf, WebCA: ca,
-			Run: filepath.Join(dir, "run"), Logs: logs, Names: filepath.Join(dir, "netns"),
-			Progress: func(what string) { t.Log(what) },
-		},
+		Authority: f.Authority, Conditions: Conditions(), Now: time.Now,
+		Commit: commit(), Versions: versions(f.Programs), World: f.World,
 	}
 }
 

@@ -11,25 +11,18 @@ import (
 	"github.com/veilor/veilor-os/internal/overlay"
 	"github.com/veilor/veilor-os/internal/theme"
 	"github.com/veilor/veilor-os/lab/cache"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	"github.com/veilor/veilor-os/lab/site"
 )
-
-// cacheVar names the lab's cache, so that tests and demo share what they build.
-const cacheVar = "VEILOR_LAB_CACHE"
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
 // TestPictures takes every picture and looks at pixels that say whether it shows
 // what it must: real programs, in the theme's colours.
 func TestPictures(t *testing.T) {
-	dir := os.Getenv(cacheVar)
-	switch {
-	case os.Geteuid() != 0:
-		t.Skip("SKIPPED, NOT TESTED: a root of programs needs root")
-	case dir == "":
-		t.Skipf("SKIPPED, NOT TESTED: set %s to the lab's cache (or where it shall be)", cacheVar)
-	}
+	gate.Root(t, "what it looks like")
+	dir := gate.Cache(t, "what it looks like")
 	lab, err := site.Make(t.TempDir(), time.Now())
 	if err != nil {
 		t.Fatal(err)

@@ -216,7 +216,7 @@ func (c *Case) finish(ctx context.Context, r *run, g *guest, from time.Time, lay
 	// Without --here nobody ends the server's sockets: what was left on them is
 	// cut off with the layer.
 	if n, err := flows.Count(r.w.Home.FD(), g.addresses()...); !c.withoutHere && (err != nil || n > 0) {
-		c.miss(g.name, "the server has %d sockets with it (%v)", n, err)
+		c.miss(g.name, "the server has %d sockets with it (%v):\n%s", n, err, r.sockets(g))
 	}
 	// Nobody's word is taken for it: both are asked once more, not by the product.
 	if nodes, err := r.w.Headscale.API.Nodes(ctx); err != nil {
@@ -232,6 +232,21 @@ func (c *Case) finish(ctx context.Context, r *run, g *guest, from time.Time, lay
 		c.miss(g.name, "the edge knows it: admitted %t, connected %t (%v)", l.Admits(g.key), l.Connected(g.key), err)
 	}
 	c.Guests++
+}
+
+// sockets are those of the server with a guest, as ss shows them, for people.
+func (r *run) sockets(g *guest) string {
+	var filter []string
+	for _, a := range g.addresses() {
+		filter = append(filter, "dst "+a.String())
+	}
+	var out bytes.Buffer
+	cmd := exec.Command("ss", "-Htuaneip", strings.Join(filter, " or "))
+	cmd.Stdout = &out
+	if err := r.w.Home.Run(cmd); err != nil {
+		return err.Error()
+	}
+	return out.String()
 }
 
 func (c *Case) end(r *run) {

@@ -11,11 +11,9 @@ import (
 
 	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/debian"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/sandbox"
 )
-
-// cacheVar names the directory with the lab's Debian roots.
-const cacheVar = "VEILOR_LAB_CACHE"
 
 // inputless are the rules that no program could check: what they are about is not
 // in the repository.
@@ -26,13 +24,8 @@ func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 // With all programs at hand the repository keeps every rule, and every rule finds
 // what breaks it.
 func TestRulesWithEveryProgram(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("SKIPPED, the rules are NOT tried with every program: needs root, for a chroot")
-	}
-	dir := os.Getenv(cacheVar)
-	if dir == "" {
-		t.Skipf("SKIPPED, the rules are NOT tried with every program: set $%s to a directory for the lab's Debian roots", cacheVar)
-	}
+	gate.Root(t, "the rules that need programs")
+	dir := gate.Cache(t, "the rules that need programs")
 	tree, err := debian.Readers.Build(t.Context(), &cache.Cache{Dir: dir}, t.Output())
 	if err != nil {
 		t.Fatal(err)

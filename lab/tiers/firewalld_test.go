@@ -15,6 +15,7 @@ import (
 	"github.com/veilor/veilor-os/internal/tier"
 	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/debian"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/sandbox"
 )
 
@@ -28,10 +29,7 @@ type readers struct {
 func openReaders(t *testing.T) *readers {
 	t.Helper()
 	needRoot(t)
-	dir := os.Getenv(cacheVar)
-	if dir == "" {
-		t.Skipf("SKIPPED, the real readers are NOT asked: set $%s to a directory for the lab's Debian roots", cacheVar)
-	}
+	dir := gate.Cache(t, "firewalld's and NetworkManager's reading")
 	tree, err := debian.Readers.Build(t.Context(), &cache.Cache{Dir: dir}, t.Output())
 	if err != nil {
 		t.Fatal(err)

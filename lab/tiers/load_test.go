@@ -25,22 +25,17 @@ import (
 	api "github.com/veilor/veilor-os/internal/headscale"
 	"github.com/veilor/veilor-os/internal/tier"
 	"github.com/veilor/veilor-os/lab/daemon"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/headscale"
 	"github.com/veilor/veilor-os/lab/namespace"
 	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/webca"
 )
 
-// cacheVar names the lab's cache, in which the programs that it builds are.
-const cacheVar = "VEILOR_LAB_CACHE"
-
 // headscaleProgram is the real Headscale, built from the lab's go.mod.
 func headscaleProgram(t testing.TB) string {
 	t.Helper()
-	dir := os.Getenv(cacheVar)
-	if dir == "" {
-		dir = t.TempDir()
-	}
+	dir := gate.Cache(t, "Headscale's reading")
 	programs, err := program.Build(t.Context(), "../..", filepath.Join(dir, "bin"), t.Output())
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/veilor/veilor-os/internal/packetfilter"
 	"github.com/veilor/veilor-os/internal/tier"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/sandbox"
 )
 
@@ -36,9 +37,7 @@ var mutantRigs = []int{0, 1, 3, 4, 6}
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("NOT TESTED without root: real packets need network namespaces; run the lab's tests as root")
-	}
+	gate.Root(t, "real packets through the rules")
 }
 
 // ask is one packet to a rig with the answer that is wanted.

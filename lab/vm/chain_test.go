@@ -18,14 +18,12 @@ import (
 	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/debian"
 	"github.com/veilor/veilor-os/lab/disk"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	"github.com/veilor/veilor-os/lab/vm"
 	"github.com/veilor/veilor-os/lab/webca"
 )
-
-// cacheVar names the lab's cache, so that tests and demo share what they build.
-const cacheVar = "VEILOR_LAB_CACHE"
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
@@ -38,15 +36,9 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	dir := os.Getenv(cacheVar)
-	switch {
-	case os.Geteuid() != 0:
-		t.Skip("SKIPPED, NOT TESTED: deploying and booting need root")
-	case testing.Short():
-		t.Skip("SKIPPED, NOT TESTED: a boot takes minutes")
-	case dir == "":
-		t.Skipf("SKIPPED, NOT TESTED: set %s to the lab's cache (or where it shall be)", cacheVar)
-	}
+	gate.Root(t, "deploying and booting")
+	gate.Long(t, "deploying and booting")
+	dir := gate.Cache(t, "deploying and booting")
 	if err := debian.Check(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}

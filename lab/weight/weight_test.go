@@ -19,6 +19,7 @@ import (
 	"github.com/veilor/veilor-os/internal/image/imagetest"
 	"github.com/veilor/veilor-os/internal/overlay"
 	"github.com/veilor/veilor-os/internal/recipe"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	"github.com/veilor/veilor-os/lab/site"
 )
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 // newest is what a run of the lab left in its cache; empty if nothing is there.
 func newest(t *testing.T, pattern string) string {
 	t.Helper()
-	dir := os.Getenv("VEILOR_LAB_CACHE")
+	dir := os.Getenv(gate.CacheVar)
 	if dir == "" {
 		return ""
 	}

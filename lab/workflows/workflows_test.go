@@ -9,10 +9,8 @@ import (
 	"testing"
 
 	"github.com/veilor/veilor-os/lab/cache"
+	"github.com/veilor/veilor-os/lab/gate"
 )
-
-// cacheVar names the lab's cache, so that tests and demo share what they build.
-const cacheVar = "VEILOR_LAB_CACHE"
 
 const ours = "../../.github/workflows"
 
@@ -77,10 +75,7 @@ func TestActionlint(t *testing.T) {
 
 func TestZizmor(t *testing.T) {
 	watch(t)
-	dir := os.Getenv(cacheVar)
-	if dir == "" {
-		t.Skipf("SKIPPED, NOT TESTED: set %s to the lab's cache (or where it shall be)", cacheVar)
-	}
+	dir := gate.Cache(t, "the workflows by zizmor")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

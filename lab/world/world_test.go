@@ -22,64 +22,16 @@ import (
 
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
-	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/censor"
-	"github.com/veilor/veilor-os/lab/debian"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/namespace"
-	"github.com/veilor/veilor-os/lab/program"
+	"github.com/veilor/veilor-os/lab/outfit"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	labsite "github.com/veilor/veilor-os/lab/site"
-	"github.com/veilor/veilor-os/lab/webca"
 	"github.com/veilor/veilor-os/lab/world"
 )
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
-
-// cacheVar names the lab's cache. What the world runs is kept there between
-// tests and shared with the demo. Without it everything is made anew, but
-// dnsmasq, which then must be installed.
-const cacheVar = "VEILOR_LAB_CACHE"
-
-func tools(t *testing.T) world.Tools {
-	t.Helper()
-	dnsmasq := dnsmasq(t)
-	dir := os.Getenv(cacheVar)
-	if dir == "" {
-		dir = t.TempDir()
-	}
-	p, err := program.Build(t.Context(), "../..", filepath.Join(dir, "bin"), t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return world.Tools{
-		Headscale: p.Headscale, Tailscaled: p.Tailscaled, Tailscale: p.Tailscale,
-		VeilorYgg: p.Ygg, PublicPeer: p.PublicPeer, Dnsmasq: dnsmasq,
-	}
-}
-
-// dnsmasq is the host's, or that of the lab's tools root.
-func dnsmasq(t *testing.T) func(...string) *exec.Cmd {
-	t.Helper()
-	if path, err := exec.LookPath("dnsmasq"); err == nil {
-		return func(args ...string) *exec.Cmd { return exec.Command(path, args...) }
-	}
-	dir := os.Getenv(cacheVar)
-	if dir == "" {
-		t.Skip("SKIPPED, the world is NOT tested: no dnsmasq here; apt-get install dnsmasq-base, or set " + cacheVar + " to a directory for the lab's own")
-	}
-	root, err := debian.Tools.Build(t.Context(), &cache.Cache{Dir: dir}, t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
-	tools, err := sandbox.Chroot(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { tools.Close() })
-	return func(args ...string) *exec.Cmd {
-		return tools.Command(context.WithoutCancel(t.Context()), "dnsmasq", args...)
-	}
-}
 
 type fixture struct {
 	cfg  world.Config
@@ -89,41 +41,19 @@ type fixture struct {
 
 func prepare(t *testing.T) *fixture {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED, the world is NOT tested: namespaces need root")
-	}
-	tools := tools(t)
-	// Not t.TempDir: its path is longer than a socket's may be.
-	dir, err := os.MkdirTemp("", "world")
+	gate.Root(t, "the world")
+	f, err := outfit.Make(t.Context(), outfit.Options{Source: "../..", Cache: gate.Cache(t, "the world"), Log: t.Output(), Progress: func(what string) { t.Log(what) }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	lab, err := labsite.Make(filepath.Join(dir, "site"), time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := lab.Certificate(time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(lab.Authority.Data)
-	ca, err := webca.Open(filepath.Join(dir, "web"), time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	logs := filepath.Join(dir, "logs")
+	t.Cleanup(f.Close)
 	t.Cleanup(func() {
 		if t.Failed() {
-			showLogs(t, logs)
+			showLogs(t, f.World.Logs)
 		}
 	})
-	return &fixture{pool: pool, lab: lab, cfg: world.Config{
-		Tools: tools, Site: lab.Site, EdgeKey: lab.EdgeKey, PeerKey: lab.PeerKey, Service: leaf, WebCA: ca,
-		Run: filepath.Join(dir, "run"), Logs: logs, Names: filepath.Join(dir, "netns"), Guest: true,
-		Progress: func(what string) { t.Log(what) },
-	}}
+	f.World.Guest = true
+	return &fixture{cfg: f.World, pool: f.Authority, lab: f.Lab}
 }
 
 func showLogs(t *testing.T, dir string) {

@@ -18,13 +18,14 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/veilor/veilor-os/lab/floors"
+	"github.com/veilor/veilor-os/lab/outfit"
 	"github.com/veilor/veilor-os/lab/sandbox"
 )
 
 type options struct {
-	source, cache, out, only, logs string
-	rounds, gaps                   int
-	idle                           time.Duration
+	source, cache, out, only, logs, merge string
+	rounds, gaps                          int
+	idle                                  time.Duration
 }
 
 func main() {
@@ -36,7 +37,8 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "only these conditions, by their names with commas; the record is then not written")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each condition is made")
 	flag.IntVar(&o.gaps, "gaps", 20, "how many blocks new connections are watched after; 0 for none")
-	flag.DurationVar(&o.idle, "idle", 65*time.Second, "how long the laptop is silent before a block, in every second round; longer than the router remembers")
+	flag.DurationVar(&o.idle, "idle", 0, "how long the laptop is silent before a block that a floor names; the router forgets after a minute")
+	flag.StringVar(&o.merge, "merge", "", "measure nothing, put these records together: files with commas")
 	flag.Usage = func() {
 		var names []string
 		for _, c := range floors.Conditions() {
@@ -50,6 +52,7 @@ Conditions: %s
 
   evidence                        all of them, three times
   evidence --only udp,control     two of them
+  evidence --merge A.json,B.json  one record of two
 
 `, strings.Join(names, ", "))
 		flag.PrintDefaults()
@@ -58,6 +61,13 @@ Conditions: %s
 	if flag.NArg() > 0 || o.rounds < 1 {
 		flag.Usage()
 		os.Exit(2)
+	}
+	if o.merge != "" {
+		if err := merge(o); err != nil {
+			fmt.Fprintln(os.Stderr, "evidence:", err)
+			os.Exit(1)
+		}
+		return
 	}
 	os.Exit(sandbox.Run(func(ctx context.Context) int {
 		if err := run(ctx, o); err != nil {
@@ -79,28 +89,31 @@ func run(ctx context.Context, o options) error {
 		}
 		conditions = slices.DeleteFunc(conditions, func(c floors.Condition) bool { return !slices.Contains(names, c.ID) })
 	}
-	dir, remove, err := floors.Dir()
-	if err != nil {
-		return err
-	}
-	defer remove()
-	if o.logs != "" {
-		defer func() { os.CopyFS(o.logs, os.DirFS(filepath.Join(dir, "logs"))) }()
-	}
 	say := func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 	began := time.Now()
 	cache, err := filepath.Abs(o.cache)
 	if err != nil {
 		return err
 	}
-	town, roots, stop, err := floors.Start(ctx, floors.Setup{
-		Source: o.source, Cache: cache, Dir: dir, Log: os.Stderr, Progress: func(what string) { say("%s", what) },
+	f, err := outfit.Make(ctx, outfit.Options{
+		Source: o.source, Cache: cache, Wide: true, Log: os.Stderr, Progress: func(what string) { say("%s", what) },
 	})
 	if err != nil {
 		return err
 	}
+	defer f.Close()
+	if o.logs != "" {
+		defer func() { os.CopyFS(o.logs, os.DirFS(f.World.Logs)) }()
+	}
+	town, roots, stop, err := floors.Start(ctx, f)
+	if err != nil {
+		return err
+	}
 	defer stop()
-	record := floors.Record{Date: began.UTC().Truncate(time.Second), Commit: commit(o.source), Rounds: o.rounds, Idle: o.idle.Seconds()}
+	record := floors.Record{Date: began.UTC().Truncate(time.Second), Commit: commit(o.source), Rounds: o.rounds}
+	if o.idle > 0 {
+		record.Idle, record.IdleRounds = o.idle.Seconds(), o.rounds
+	}
 	record.Rows, err = town.Measure(ctx, conditions, floors.Options{Roots: roots, Rounds: o.rounds, Idle: o.idle, Progress: say})
 	if err != nil {
 		return err
@@ -113,27 +126,65 @@ func run(ctx context.Context, o options) error {
 			record.Gap.Connections, record.Gap.Blocks, record.Gap.Median, record.Gap.P95, record.Gap.Max)
 	}
 	say("%s", floors.Table(&record))
-	broken := record.Broken()
 	if o.only == "" {
-		text, err := json.MarshalIndent(record, "", " ")
-		if err != nil {
+		if err := write(&record, o.out); err != nil {
 			return err
-		}
-		if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
-			return err
-		}
-		if err := renameio.WriteFile(o.out, append(text, '\n'), 0o644); err != nil {
-			return fmt.Errorf("writing the record: %w", err)
-		}
-		var picture bytes.Buffer
-		if err := record.SVG(&picture); err != nil {
-			return err
-		}
-		if err := renameio.WriteFile(strings.TrimSuffix(o.out, ".json")+".svg", picture.Bytes(), 0o644); err != nil {
-			return fmt.Errorf("writing the picture: %w", err)
 		}
 	}
-	if len(broken) > 0 {
+	return promised(&record)
+}
+
+// merge puts records together that were measured one after the other, or side by
+// side.
+func merge(o options) error {
+	var all *floors.Record
+	for _, name := range strings.Split(o.merge, ",") {
+		f, err := os.Open(name)
+		if err != nil {
+			return fmt.Errorf("merging records: %w", err)
+		}
+		r, err := floors.Read(f)
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("merging records: %s: %w", name, err)
+		}
+		if all == nil {
+			all = r
+		} else if err := all.Merge(r); err != nil {
+			return fmt.Errorf("merging records: %s: %w", name, err)
+		}
+	}
+	fmt.Println(floors.Table(all))
+	if err := write(all, o.out); err != nil {
+		return err
+	}
+	return promised(all)
+}
+
+// write puts the record down, and beside it its picture.
+func write(r *floors.Record, out string) error {
+	text, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return fmt.Errorf("writing the record: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return fmt.Errorf("writing the record: %w", err)
+	}
+	if err := renameio.WriteFile(out, append(text, '\n'), 0o644); err != nil {
+		return fmt.Errorf("writing the record: %w", err)
+	}
+	var picture bytes.Buffer
+	if err := r.SVG(&picture); err != nil {
+		return fmt.Errorf("drawing the record: %w", err)
+	}
+	if err := renameio.WriteFile(strings.TrimSuffix(out, ".json")+".svg", picture.Bytes(), 0o644); err != nil {
+		return fmt.Errorf("writing the picture: %w", err)
+	}
+	return nil
+}
+
+func promised(r *floors.Record) error {
+	if broken := r.Broken(); len(broken) > 0 {
 		return fmt.Errorf("promises that do not hold:\n  %s", strings.Join(broken, "\n  "))
 	}
 	return nil

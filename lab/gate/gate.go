@@ -1,0 +1,39 @@
+// Package gate says, loudly and in one way, what a test of the lab cannot do on
+// the machine that it runs on.
+package gate
+
+import (
+	"os"
+	"testing"
+)
+
+// CacheVar names the directory of what the lab makes once and keeps, so that
+// tests and demo share it. `make test` sets it.
+const CacheVar = "VEILOR_LAB_CACHE"
+
+// Root skips the test without root. untested is what then is not shown: "the
+// fence".
+func Root(t testing.TB, untested string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skipf("SKIPPED, NOT TESTED: %s. It needs root, for namespaces and mounts", untested)
+	}
+}
+
+// Long skips the test where only short ones are wanted.
+func Long(t testing.TB, untested string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skipf("SKIPPED, NOT TESTED: %s. It takes minutes, and -short was given", untested)
+	}
+}
+
+// Cache returns the lab's cache, and skips the test if none is named.
+func Cache(t testing.TB, untested string) string {
+	t.Helper()
+	dir := os.Getenv(CacheVar)
+	if dir == "" {
+		t.Skipf("SKIPPED, NOT TESTED: %s. Set %s to the lab's cache (or where it shall be), or run make test", untested, CacheVar)
+	}
+	return dir
+}
