@@ -1,7 +1,7 @@
 // Package acl compiles the tiers into a Headscale policy, and reads one back.
 //
 // The grammar is that of Headscale 0.29 (hscontrol/policy/v2): HuJSON with
-// tagOwners, hosts, acls and tests. A rule names tags, so that the policy does
+// tagOwners, hosts, nodeAttrs, acls and tests. A rule names tags, so that the policy does
 // not grow with the number of laptops; a service is the addresses of its host,
 // both of them, because Headscale does not follow an address to its node.
 //
@@ -35,10 +35,28 @@ const MaxSize = 1 << 20
 type Document struct {
 	TagOwners map[string][]string   `json:"tagOwners"`
 	Hosts     map[string]netip.Addr `json:"hosts,omitempty"`
+	NodeAttrs []NodeAttr            `json:"nodeAttrs,omitempty"`
 	// ACLs is never nil: a policy without the member allows everything.
 	ACLs  []Rule `json:"acls"`
 	Tests []Test `json:"tests,omitempty"`
 }
+
+// NodeAttr tells tailscaled on the target machines how to behave.
+type NodeAttr struct {
+	Target []string `json:"target"`
+	Attr   []string `json:"attr"`
+}
+
+// noPortalDetection keeps tailscaled from asking servers of Tailscale by plain
+// HTTP whether there is a captive portal, which it does from 1.72 on as soon as
+// its relays do not answer (tailcfg.NodeAttrDisableCaptivePortalDetection). It
+// would tell a network that blocks the tailnet who is looking for it.
+//
+// cache-network-maps, by which a laptop could use the tailnet after a restart
+// without its control server, is not asked for: a machine that was revoked
+// meanwhile would be let in, and tailscaled 1.102 sends more packets with it
+// (tailscale/tailscale#20081). The other layer has that case.
+const noPortalDetection = "disable-captive-portal-detection"
 
 // Rule lets sources open destinations.
 type Rule struct {
@@ -70,6 +88,7 @@ var probes = []uint16{22, 443}
 func Compile(f *tier.Fleet) (*Document, error) {
 	p := f.Policy()
 	d := &Document{TagOwners: map[string][]string{}, Hosts: map[string]netip.Addr{}, ACLs: []Rule{}}
+	d.NodeAttrs = []NodeAttr{{Target: []string{"*"}, Attr: []string{noPortalDetection}}}
 	for _, t := range p.Tiers() {
 		d.TagOwners[p.Tag(t)] = []string{}
 	}
@@ -228,6 +247,13 @@ func (d *Document) Text() []byte {
 	if len(d.Hosts) > 0 {
 		fmt.Fprintf(&b, "  \"hosts\": %s,\n", object(d.Hosts))
 	}
+	if len(d.NodeAttrs) > 0 {
+		b.WriteString("  // tailscaled asks nobody outside whether there is a captive portal.\n  \"nodeAttrs\": [\n")
+		for i, a := range d.NodeAttrs {
+			fmt.Fprintf(&b, "    %s%s\n", line(a), comma(i, len(d.NodeAttrs)))
+		}
+		b.WriteString("  ],\n")
+	}
 	b.WriteString("  \"acls\": [\n")
 	for i, r := range d.ACLs {
 		if r.id != "" {
@@ -299,6 +325,15 @@ func Parse(text []byte) (*Document, []string, error) {
 			if json.Unmarshal(members[name], &d.Hosts) != nil {
 				d.Hosts = nil
 				others = append(others, "hosts (with ranges)")
+			}
+			continue
+		case "nodeAttrs":
+			// With other members than ours it is somebody else's, as hosts above.
+			dec := json.NewDecoder(bytes.NewReader(members[name]))
+			dec.DisallowUnknownFields()
+			if dec.Decode(&d.NodeAttrs) != nil {
+				d.NodeAttrs = nil
+				others = append(others, "nodeAttrs (with more)")
 			}
 			continue
 		case "acls":

@@ -154,6 +154,9 @@ func TestDiff(t *testing.T) {
 		{"a range that swallows a tier", `{"acls": [], "hosts": {"nullstone": "100.64.0.0/10"}}`, "+ hosts (with ranges)"},
 		{"another host", `{"acls": [], "hosts": {"nullstone": "100.64.0.9"}}`, `+ hosts     nullstone: "100.64.0.9"   (opens`},
 		{"an owner", `{"acls": [], "tagOwners": {"tag:admin": ["eve@"]}}`, `+ tagOwners tag:admin: ["eve@"]   (opens`},
+		{"an attribute", `{"acls": [], "nodeAttrs": [{"target": ["tag:guest"], "attr": ["funnel"]}]}`, `+ nodeAttrs {"target":["tag:guest"],"attr":["funnel"]}   (opens`},
+		{"an attribute with more", `{"acls": [], "nodeAttrs": [{"target": ["*"], "ipPool": []}]}`, "+ nodeAttrs (with more)"},
+		{"an attribute that lacks", `{"acls": []}`, `- nodeAttrs {"target":["*"],"attr":["disable-captive-portal-detection"]}`},
 		{"a rule that lacks", "{\"acls\": [],} // HuJSON\n", `- acls      {"action":"accept","src":["tag:admin"],"dst":["*:*"]}`},
 	} {
 		have, others, err := Parse([]byte(c.text))

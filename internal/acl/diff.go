@@ -53,6 +53,8 @@ func Diff(have *Document, others []string, want *Document) []Difference {
 	lists("acls", lines(have.ACLs), lines(want.ACLs), true)
 	lists("hosts", pairs(have.Hosts), pairs(want.Hosts), true)
 	lists("tagOwners", pairs(have.TagOwners), pairs(want.TagOwners), true)
+	// Some attributes open a machine to others: funnel, drive:share.
+	lists("nodeAttrs", lines(have.NodeAttrs), lines(want.NodeAttrs), true)
 	lists("tests", lines(have.Tests), lines(want.Tests), false)
 	for _, name := range others {
 		ds = append(ds, Difference{Server: true, Part: name, Text: "a member that the site's policy has not", Opens: true})

@@ -12,6 +12,7 @@ import (
 	"github.com/juanfont/headscale/hscontrol/types"
 	"go4.org/netipx"
 	"gorm.io/gorm"
+	"tailscale.com/tailcfg"
 	"tailscale.com/types/ipproto"
 	"tailscale.com/types/logger"
 	"tailscale.com/wgengine/filter"
@@ -149,6 +150,31 @@ func TestHeadscaleAgrees(t *testing.T) {
 	t.Logf("%d questions over 2 families, %d allowed, 0 may differ", asked/2, allowed)
 	if allowed < asked/40 {
 		t.Errorf("only %d of %d questions are allowed: the comparison would miss a policy that closes everything", allowed, asked/2)
+	}
+}
+
+// Every machine is told not to look for captive portals, and nothing else.
+func TestHeadscaleStopsPortalDetection(t *testing.T) {
+	town, err := NewTown(rand.New(rand.NewPCG(4, 6)), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	net, err := newTailnet(compile(t, town.Fleet).Text(), town.Machines, town.Policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := 0
+	for i, m := range town.Machines {
+		caps := net.manager.NodeCapMap(types.NodeID(i + 1))
+		if m.Revoked {
+			continue
+		}
+		if told++; !caps.Contains(tailcfg.NodeAttrDisableCaptivePortalDetection) || len(caps) != 1 {
+			t.Errorf("%s is told %v", m.Name, caps)
+		}
+	}
+	if told == 0 {
+		t.Error("no machine was looked at")
 	}
 }
 
