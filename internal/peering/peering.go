@@ -5,6 +5,12 @@
 // edge, in the order of the configuration, and a public peer only while no edge
 // answers.
 //
+// An edge may answer and be of no use: it refuses us, or the network freezes
+// what it carries. So the machine remembers how peerings ended. An edge whose
+// last one died in silence comes after the other edges; one of which that is
+// known twice, or whose peering ended at once, is sick: it comes after the public
+// peers, and while one of those works it is tried ever more rarely.
+//
 // The package is pure. It is told what happened ([Event]) and when, and answers
 // with what to do ([Action]); it opens no socket and reads no clock.
 //
@@ -35,7 +41,9 @@
 package peering
 
 import (
+	"cmp"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -63,6 +71,13 @@ const (
 	// of the peer: a wrong key, a node that is not on its allow-list, or TLS
 	// that the network freezes after some kilobytes.
 	ShortLife = 5 * time.Second
+	// GoodLife is the age at which the end of a peering no longer speaks against
+	// its peer. A network that freezes a connection after some kilobytes lets an
+	// idle one live for minutes, and it opens anew each time.
+	GoodLife = 5 * time.Minute
+	// Last is how long peers that are not sick have in a race before one that is
+	// is dialled too: by then they have opened, or they will not.
+	Last = time.Second
 	// MaxSick bounds the pause before an edge that keeps ending early is tried
 	// again while a public peer works: each such return costs an outage.
 	MaxSick = 320 * time.Second
@@ -86,8 +101,12 @@ type (
 	// Failed says that a dial failed, or that an open transport died before it
 	// was joined.
 	Failed struct{ ID ID }
-	// Down says that the peering is over, whoever ended it.
-	Down struct{ ID ID }
+	// Down says that the peering is over, whoever ended it. Silent says that the
+	// other side had stopped answering.
+	Down struct {
+		ID     ID
+		Silent bool
+	}
 	// Suspect says that the peering's transport has waited for an answer for
 	// longer than is usual, but not yet long enough to be called dead.
 	Suspect struct{ ID ID }
@@ -136,7 +155,8 @@ type target struct {
 	dial     ID // in flight; 0 if none
 	open     ID // an open transport; 0 if none
 	failures int
-	sick     int       // peerings in a row that ended before ShortLife
+	sick     int       // peerings in a row that ended badly, see Machine.ended
+	silent   bool      // the last peering died in silence
 	notUntil time.Time // no dial before
 }
 
@@ -193,14 +213,14 @@ func (m *Machine) Step(now time.Time, e Event) []Action {
 		}
 	case Down:
 		if e.ID == m.joined && m.joined != 0 {
-			m.ended(now)
+			m.ended(now, e.Silent)
 		}
 	case Suspect:
 		if e.ID == m.joined && m.joined != 0 && m.suspectAt.IsZero() {
 			m.suspectAt = now
 			m.raceAt = now
-			// The peer itself is asked again too: if it answers, then the
-			// connection is dead and the peer is not.
+			// The peer itself is asked again too, after the other edges: if it
+			// answers, then the connection is dead and the peer is not.
 			m.targets[m.peer].notUntil = time.Time{}
 		}
 	case Clear:
@@ -229,7 +249,8 @@ func (m *Machine) plan(now time.Time, acts []Action) []Action {
 		m.suspectAt.IsZero() && m.targets[m.peer].public && !m.targets[best].public:
 		acts = append(acts, Leave{m.joined})
 		if !m.suspectAt.IsZero() {
-			m.ended(now)
+			m.ended(now, true)
+			best = m.best() // it may have turned out to be sick
 		}
 		acts = m.join(now, best, acts)
 	}
@@ -238,12 +259,60 @@ func (m *Machine) plan(now time.Time, acts []Action) []Action {
 
 // best is the index of the most wanted peer with an open transport, or -1.
 func (m *Machine) best() int {
-	for i := range m.targets {
+	for _, i := range m.order() {
 		if m.targets[i].open != 0 {
 			return i
 		}
 	}
 	return -1
+}
+
+// order is the peers, the most wanted first: edges, public peers, and then
+// whatever is sick.
+func (m *Machine) order() []int {
+	order := make([]int, len(m.targets))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Or(cmp.Compare(m.class(a), m.class(b)), cmp.Compare(m.blame(a), m.blame(b)))
+	})
+	return order
+}
+
+const (
+	anEdge = iota
+	aPublic
+	aSick
+)
+
+// class is the first thing that the order asks for.
+func (m *Machine) class(i int) int {
+	t := &m.targets[i]
+	switch {
+	case t.sick > 0, t.silent && m.suspected(i):
+		return aSick
+	case t.public:
+		return aPublic
+	}
+	return anEdge
+}
+
+// blame is the second: how often in a row peer i failed us.
+func (m *Machine) blame(i int) int {
+	n := m.targets[i].sick
+	if m.targets[i].silent {
+		n++
+	}
+	if m.suspected(i) {
+		n++
+	}
+	return n
+}
+
+// suspected says whether i is the joined peer, and suspect.
+func (m *Machine) suspected(i int) bool {
+	return m.joined != 0 && m.peer == i && !m.suspectAt.IsZero()
 }
 
 // join makes peer i the peering and drops what it makes needless.
@@ -253,8 +322,8 @@ func (m *Machine) join(now time.Time, i int, acts []Action) []Action {
 	m.suspectAt, m.raceAt = time.Time{}, time.Time{}
 	t.open = 0
 	// At a public peer the dials of the edges go on: whichever answers late is
-	// still better.
-	acts = m.dropAll(acts, func(o *target) bool { return o.public || !t.public })
+	// still better, unless it is sick.
+	acts = m.dropAll(acts, func(o *target) bool { return o.public || !t.public || o.sick > 0 })
 	acts = append(acts, Join{m.joined})
 	if t.public {
 		for j := range m.targets {
@@ -268,17 +337,28 @@ func (m *Machine) join(now time.Time, i int, acts []Action) []Action {
 
 // ended notes the end of the peering in the record of its peer. Only a peering
 // that lasted wipes out earlier failures: a peer that opens and then refuses us
-// must not be dialled for ever at the shortest pause.
-func (m *Machine) ended(now time.Time) {
+// must not be dialled for ever at the shortest pause, nor one that opens and then
+// falls silent be taken for the best each time.
+func (m *Machine) ended(now time.Time, silent bool) {
 	t := &m.targets[m.peer]
+	life := now.Sub(m.joinedAt)
 	m.joined, m.suspectAt = 0, time.Time{}
-	if now.Sub(m.joinedAt) < ShortLife {
+	if life < ShortLife || silent && t.silent && life < GoodLife {
 		t.sick++
 		if t.idle() {
 			m.fail(now, t)
 		}
 	} else {
-		t.sick, t.failures, t.notUntil = 0, 0, time.Time{}
+		t.failures, t.notUntil = 0, time.Time{}
+		if !silent || life >= GoodLife {
+			t.sick = 0
+		}
+	}
+	t.silent = silent
+	for i := range m.targets { // nobody is spared while there is no peering
+		if o := &m.targets[i]; o != t && o.notUntil.Sub(now) > MaxBackoff {
+			o.notUntil = now.Add(m.shake(MaxBackoff))
+		}
 	}
 	if m.raceAt.IsZero() {
 		m.raceAt = now
@@ -317,27 +397,27 @@ func (m *Machine) dials(now time.Time, acts []Action) []Action {
 	if !m.suspectAt.IsZero() && m.best() >= 0 {
 		m.at(m.suspectAt.Add(Verdict))
 	}
-	edges, public := 0, 0 // dialled or still to be dialled without a pause
-	for i := range m.targets {
-		t := &m.targets[i]
+	var ahead [aSick + 1]int // dialled or still to be dialled without a pause, by class
+	for _, i := range m.order() {
+		t, class := &m.targets[i], m.class(i)
 		if t.public && !racing {
-			break // at a public peer only edges are of interest
+			continue // at a public peer only edges are of interest
 		}
 		if t.open != 0 {
 			return acts // nothing below it is wanted
 		}
 		if t.dial != 0 {
-			m.count(t, &edges, &public)
+			ahead[class]++
 			continue
 		}
 		due := t.notUntil
 		if racing {
-			slot := m.raceAt.Add(Stagger * time.Duration(edges))
-			if t.public {
-				slot = m.raceAt.Add(Stagger * time.Duration(public))
-				if edges > 0 {
-					slot = slot.Add(Grace)
-				}
+			slot := m.raceAt.Add(Stagger * time.Duration(ahead[class]))
+			switch {
+			case class == aPublic && ahead[anEdge] > 0:
+				slot = slot.Add(Grace)
+			case class == aSick && ahead[anEdge]+ahead[aPublic] > 0:
+				slot = slot.Add(Last)
 			}
 			if slot.After(due) {
 				due = slot
@@ -346,24 +426,16 @@ func (m *Machine) dials(now time.Time, acts []Action) []Action {
 		if due.After(now) {
 			m.at(due)
 			if !t.notUntil.After(now) {
-				m.count(t, &edges, &public)
+				ahead[class]++
 			}
 			continue
 		}
 		m.last++
 		t.dial = m.last
-		m.count(t, &edges, &public)
+		ahead[class]++
 		acts = append(acts, Dial{ID: t.dial, Peer: i})
 	}
 	return acts
-}
-
-func (m *Machine) count(t *target, edges, public *int) {
-	if t.public {
-		*public++
-	} else {
-		*edges++
-	}
 }
 
 // at lowers next to t.

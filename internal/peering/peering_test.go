@@ -71,7 +71,7 @@ func TestScripts(t *testing.T) {
 		"a node that is an edge has only public peers": {0, 1, []step{
 			{0, Tick{}, "dial 1=0"},
 			{5 * ms, Opened{1}, "join 1"},
-			{6 * time.Second, Down{1}, "dial 2=0"},
+			{6 * time.Second, Down{ID: 1}, "dial 2=0"},
 		}},
 		"suspicion that passes changes nothing": {1, 1, []step{
 			{0, Tick{}, "dial 1=0"},
@@ -105,37 +105,97 @@ func TestScripts(t *testing.T) {
 			{60 * time.Second, Suspect{1}, "dial 2=0"},
 			{60*time.Second + 300*ms, Tick{}, "dial 3=1"},
 			{60*time.Second + 330*ms, Opened{3}, ""},
-			{60*time.Second + 350*ms, Down{1}, "join 3"},
+			{60*time.Second + 350*ms, Down{ID: 1}, "join 3"},
 		}},
 		"a peer that refuses us is asked ever more rarely": {1, 0, []step{
 			{0, Tick{}, "dial 1=0"},
 			{5 * ms, Opened{1}, "join 1"},
-			{10 * ms, Down{1}, ""},
+			{10 * ms, Down{ID: 1}, ""},
 			{510 * ms, Tick{}, "dial 2=0"},
 			{520 * ms, Opened{2}, "join 2"},
-			{530 * ms, Down{2}, ""},
+			{530 * ms, Down{ID: 2}, ""},
 			{1529 * ms, Tick{}, ""},
 			{1530 * ms, Tick{}, "dial 3=0"},
 		}},
 		"an edge that freezes soon after each return is tried ever more rarely": {1, 1, []step{
 			{0, Tick{}, "dial 1=0"},
 			{5 * ms, Opened{1}, "join 1"},
-			{10 * ms, Down{1}, "dial 2=1"},
+			{10 * ms, Down{ID: 1}, "dial 2=1"},
 			{20 * ms, Opened{2}, "join 2"},
 			{20019 * ms, Tick{}, ""},
 			{20020 * ms, Tick{}, "dial 3=0"},
 			{20025 * ms, Opened{3}, "leave 2, join 3"},
-			{20030 * ms, Down{3}, "dial 4=1"},
+			{20030 * ms, Down{ID: 3}, "dial 4=1"},
 			{20040 * ms, Opened{4}, "join 4"},
 			{60039 * ms, Tick{}, ""},
 			{60040 * ms, Tick{}, "dial 5=0"},
+		}},
+		"an edge that freezes comes after the other edge": {2, 1, []step{
+			{0, Tick{}, "dial 1=0"},
+			{5 * ms, Opened{1}, "join 1"},
+			{8 * time.Second, Suspect{1}, "dial 2=1"},
+			{8*time.Second + 150*ms, Tick{}, "dial 3=0"},
+			{8*time.Second + 170*ms, Opened{3}, ""},
+			{8*time.Second + 390*ms, Opened{2}, ""},
+			{8*time.Second + 400*ms, Tick{}, "leave 1, drop 3, join 2"},
+			{time.Hour, Tick{}, ""},
+			{2 * time.Hour, Down{ID: 2}, "dial 4=1"},
+		}},
+		"so does one that was told to be dead before the verdict": {2, 1, []step{
+			{0, Tick{}, "dial 1=0"},
+			{5 * ms, Opened{1}, "join 1"},
+			{8 * time.Second, Down{1, true}, "dial 2=1"},
+			{8*time.Second + 20*ms, Opened{2}, "join 2"},
+		}},
+		"the only edge freezes twice: the public peer comes first, the edge ever more rarely": {1, 1, []step{
+			{0, Tick{}, "dial 1=0"},
+			{5 * ms, Opened{1}, "join 1"},
+			{60 * time.Second, Suspect{1}, "dial 2=0"},
+			{60*time.Second + 20*ms, Opened{2}, ""},
+			{60*time.Second + 400*ms, Tick{}, "leave 1, join 2"},
+			{70 * time.Second, Suspect{2}, "dial 3=1"},
+			{70*time.Second + 50*ms, Opened{3}, ""},
+			{70*time.Second + 400*ms, Tick{}, "leave 2, join 3"},
+			{90*time.Second + 399*ms, Tick{}, ""},
+			{90*time.Second + 400*ms, Tick{}, "dial 4=0"},
+			{90*time.Second + 500*ms, Opened{4}, "leave 3, join 4"},
+			{98 * time.Second, Down{4, true}, "dial 5=1"},
+			{98*time.Second + 20*ms, Opened{5}, "join 5"},
+			{138*time.Second + 19*ms, Tick{}, ""},
+			{138*time.Second + 20*ms, Tick{}, "dial 6=0"},
+		}},
+		"a sick edge is better than none": {1, 1, []step{
+			{0, Tick{}, "dial 1=0"},
+			{5 * ms, Opened{1}, "join 1"},
+			{2 * time.Second, Down{1, true}, "dial 2=1"},
+			{2*time.Second + 10*ms, Failed{2}, ""},
+			{2*time.Second + 500*ms, Tick{}, "dial 3=0"},
+			{2*time.Second + 520*ms, Opened{3}, "join 3"},
+		}},
+		"a good life clears": {2, 0, []step{
+			{0, Tick{}, "dial 1=0"},
+			{5 * ms, Opened{1}, "join 1"},
+			{2 * time.Second, Down{1, true}, "dial 2=1"},
+			{3*time.Second + 1*ms, Tick{}, "dial 3=0"},
+			{3*time.Second + 2*ms, Opened{3}, "drop 2, join 3"},
+			{3*time.Second + 2*ms + GoodLife, Down{ID: 3}, "dial 4=0"},
+		}},
+		"no peer is put off for long when there is no other": {1, 1, []step{
+			{0, Tick{}, "dial 1=0"},
+			{5 * ms, Opened{1}, "join 1"},
+			{2 * time.Second, Down{1, true}, "dial 2=1"},
+			{2*time.Second + 10*ms, Opened{2}, "join 2"},
+			{10 * time.Second, Down{ID: 2}, "dial 3=1"},
+			{10*time.Second + 5*ms, Failed{3}, ""},
+			{10*time.Second + 505*ms, Tick{}, "dial 4=1"},
+			{20*time.Second + 5*ms, Tick{}, "dial 5=0"},
 		}},
 		"news of what was given up is ignored": {1, 1, []step{
 			{0, Tick{}, "dial 1=0"},
 			{5 * ms, Opened{1}, "join 1"},
 			{6 * ms, Opened{7}, ""},
 			{6 * ms, Failed{0}, ""},
-			{6 * ms, Down{0}, ""},
+			{6 * ms, Down{}, ""},
 			{6 * ms, Suspect{9}, ""},
 			{6 * ms, Clear{1}, ""},
 		}},
@@ -225,7 +285,7 @@ func (w *world) step(ev Event) {
 			delete(w.alive, a.ID)
 			delete(w.open, a.ID)
 			for id, p := range w.alive {
-				if w.open[id] && p < w.peer && !w.m.targets[p].public {
+				if e := w.m.targets[p]; w.open[id] && p < w.peer && !e.public && e.sick == 0 && !e.silent {
 					w.t.Fatalf("joined peer %d although the transport to edge %d was open", w.peer, p)
 				}
 			}
@@ -300,7 +360,7 @@ func TestGap(t *testing.T) {
 		}
 		blocked := w.now
 		w.delay[0] = -1
-		w.events = append(w.events, timed{blocked.Add(suspicion), Suspect{w.joined}}, timed{blocked.Add(1000 * ms), Down{w.joined}})
+		w.events = append(w.events, timed{blocked.Add(suspicion), Suspect{w.joined}}, timed{blocked.Add(1000 * ms), Down{w.joined, true}})
 		var gap time.Duration
 		for w.peer == 0 {
 			gap += 10 * ms
@@ -333,6 +393,49 @@ func TestReturn(t *testing.T) {
 	}
 }
 
+// TestFreeze lives an hour in a network that lets every connection to the first
+// edge open and carry for two seconds, and then drops its packets.
+func TestFreeze(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		edges int
+		delay []time.Duration
+		joins int           // of the first edge, at most
+		lost  time.Duration // without a peering that carries, at most
+	}{
+		{"two edges", 2, []time.Duration{20 * ms, 60 * ms, 60 * ms}, 1, 2 * time.Second},
+		{"an edge and a public peer", 1, []time.Duration{20 * ms, 60 * ms}, 17, 20 * time.Second},
+		{"a far public peer", 1, []time.Duration{20 * ms, 750 * ms}, 17, 35 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, c.edges, c.delay...)
+			var seen int
+			var lost time.Duration
+			for at := 10 * ms; at <= time.Hour; at += 10 * ms {
+				w.run(at)
+				if len(w.joins) > seen {
+					if seen = len(w.joins); w.joins[seen-1] == 0 {
+						w.events = append(w.events, timed{w.now.Add(2300 * ms), Suspect{w.joined}}, timed{w.now.Add(3000 * ms), Down{w.joined, true}})
+					}
+				}
+				if w.joined == 0 || w.peer == 0 && w.now.Sub(w.m.joinedAt) > 2*time.Second {
+					lost += 10 * ms
+				}
+			}
+			first := 0
+			for _, p := range w.joins {
+				if p == 0 {
+					first++
+				}
+			}
+			t.Logf("in an hour: %d peerings with the edge that freezes, %v without a peering that carries", first, lost)
+			if first > c.joins || lost > c.lost {
+				t.Errorf("want at most %d and %v", c.joins, c.lost)
+			}
+		})
+	}
+}
+
 // FuzzMachine throws events at the machine in any order and holds it to the
 // rules that the world checks, then lets the first edge answer and wants it
 // joined.
@@ -362,7 +465,7 @@ func FuzzMachine(f *testing.F) {
 			case 1:
 				w.step(Failed{id})
 			case 2:
-				w.step(Down{id})
+				w.step(Down{id, script[i]&8 != 0})
 			case 3:
 				w.step(Suspect{id})
 			case 4:

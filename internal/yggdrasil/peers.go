@@ -269,9 +269,17 @@ func (s *supervisor) join(ctx context.Context, id peering.ID, t *transport) erro
 	go func() {
 		err := s.bridge(lctx, lis, t, l)
 		close(l.done)
-		s.tell(ctx, result{event: peering.Down{ID: id}, peer: t.peer, err: err})
+		s.tell(ctx, result{event: peering.Down{ID: id, Silent: silent(err)}, peer: t.peer, err: err})
 	}()
 	return nil
+}
+
+// silent says whether the end of a bridge is that nobody answered any more.
+// The library ends a peering for two reasons: its key is not the pinned one,
+// which it sees at once, or 3 s without an answer behind a front end that still
+// acknowledges (ironwood, network/config.go peerTimeout).
+func silent(err error) bool {
+	return errors.Is(err, wss.ErrSilent) || errors.Is(err, wss.ErrLocal)
 }
 
 func (s *supervisor) bridge(ctx context.Context, lis *net.UnixListener, t *transport, l *link) error {
