@@ -1,4 +1,4 @@
-// Veilor-ygg is a Yggdrasil node: the fallback of a laptop, and the edge that
+// Command veilor-ygg is a Yggdrasil node: the fallback of a laptop, and the edge that
 // laptops peer with. It is the upstream library with one peer at a time, a
 // transport of its own and a packet filter in front of its interface.
 package main

@@ -1,4 +1,4 @@
-// Veilor is the program on the laptop: it joins the mesh, carries connections to
+// Command veilor is the program on the laptop: it joins the mesh, carries connections to
 // the services over whichever layer works, and says how things are.
 package main
 

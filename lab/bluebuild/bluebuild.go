@@ -125,21 +125,21 @@ func Generate(ctx context.Context, s Spec) (text []byte, err error) {
 		"recipes/recipe.yml": baseLine.ReplaceAll(data, []byte("base-image: "+base)),
 		"ca.pem":             authority,
 	} {
-		file := root.Path("work/" + path)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.MkdirAll(root.Path("work/files"), 0o755), os.WriteFile(file, data, 0o644)); err != nil {
+		file := root.Path("build/" + path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.MkdirAll(root.Path("build/files"), 0o755), os.WriteFile(file, data, 0o644)); err != nil {
 			return nil, fmt.Errorf("laying out the recipe: %w", err)
 		}
 	}
 	cmd := root.Command(ctx, "bluebuild", "generate", "--skip-validation", "-o", "Containerfile", "recipes/recipe.yml")
-	cmd.Dir = "/work"
-	cmd.Env = append(cmd.Env, "SSL_CERT_FILE=/work/ca.pem")
+	cmd.Dir = "/build"
+	cmd.Env = append(cmd.Env, "SSL_CERT_FILE=/build/ca.pem")
 	cmd.Stdout, cmd.Stderr = s.Log, s.Log
 	var words bytes.Buffer
 	cmd.Stderr = io.MultiWriter(s.Log, &words)
 	if err := ns.Run(cmd); err != nil {
 		return nil, fmt.Errorf("running BlueBuild's CLI: %w: %s", err, bytes.TrimSpace(words.Bytes()))
 	}
-	text, err = os.ReadFile(root.Path("work/Containerfile"))
+	text, err = os.ReadFile(root.Path("build/Containerfile"))
 	if err != nil {
 		return nil, fmt.Errorf("reading the Containerfile: %w", err)
 	}
