@@ -13,6 +13,7 @@ import (
 	"github.com/veilor/veilor-os/internal/advice"
 	"github.com/veilor/veilor-os/internal/directory"
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/status"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
 )
 
@@ -135,29 +136,21 @@ func readPacket(stdin io.Reader, file string) ([]byte, error) {
 
 // refused says why, and what to do.
 func refused(err error, now time.Time) error {
-	const (
-		unchanged = "Nothing was changed. "
-		again     = unchanged + "Get it again, from the operator or from somebody whom you know."
-	)
+	say := language().Say
 	for _, r := range []struct {
 		is         error
-		text, todo string
+		text, code string
 	}{
-		{directory.ErrUnsigned, "directory refused: it is not signed by enough of the maintainers' keys   [directory-unsigned]",
-			unchanged + "If it came from the operator, tell him this line; if not, forget it."},
-		{directory.ErrOlder, "directory refused: it is older than the one in force   [directory-older]",
-			unchanged + "Ask for a newer one. An old one may be true and still hide a change."},
-		{directory.ErrExpired, "directory refused: its signatures had expired on " + now.Format(time.DateOnly) + ", which is today by this laptop's clock   [directory-expired]",
-			unchanged + "If that is not today's date, set the clock: timedatectl set-ntp true\nIf it is, ask for a newer one. What is in force goes on."},
-		{directory.ErrTooLarge, "directory refused: it is too large to be one   [directory-oversized]", again},
-		{directory.ErrStranger, "reserve edges refused: they are for another laptop   [reserve-stranger]",
-			unchanged + "Give the operator this laptop's key, which `veilor status --json` prints."},
-		{directory.ErrNoAnchor, "directory refused: this system's image carries no signed directory, so it cannot know who may sign one   [directory-unsigned-image]",
-			"Update to an image that does: veilor update"},
-		{directory.ErrDamaged, "directory refused: it is damaged, or something else   [directory-damaged]", again},
+		{directory.ErrUnsigned, say("directory refused: it is not signed by enough of the maintainers' keys"), status.DirectoryUnsigned},
+		{directory.ErrOlder, say("directory refused: it is older than the one in force"), status.DirectoryOlder},
+		{directory.ErrExpired, say("directory refused: its signatures had expired on %s, which is today by this laptop's clock", now.Format(time.DateOnly)), status.DirectoryExpired},
+		{directory.ErrTooLarge, say("directory refused: it is too large to be one"), status.DirectoryOversized},
+		{directory.ErrStranger, say("reserve edges refused: they are for another laptop"), status.ReserveStranger},
+		{directory.ErrNoAnchor, say("directory refused: this system's image carries no signed directory, so it cannot know who may sign one"), status.DirectoryUnsignedImage},
+		{directory.ErrDamaged, say("directory refused: it is damaged, or something else"), status.DirectoryDamaged},
 	} {
 		if errors.Is(err, r.is) {
-			return &advice.Error{Text: r.text, Todo: r.todo + "\n(" + err.Error() + ")", Cause: err}
+			return &advice.Error{Text: r.text + "   [" + r.code + "]", Todo: say(status.Remedy(r.code)) + "\n(" + err.Error() + ")", Cause: err}
 		}
 	}
 	return err

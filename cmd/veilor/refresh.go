@@ -28,21 +28,12 @@ const (
 // siteInForce is the site file of the image with what the signed directory says,
 // where there is one. A directory that cannot be used changes nothing.
 func (a *app) siteInForce(log *slog.Logger) (*site.Site, error) {
-	s, err := site.Load(a.site)
+	s, d, err := a.inForce()
 	if err != nil {
 		return nil, err
 	}
-	d, err := directory.Current(filepath.Join(a.root, directory.Dir), s)
-	if err == nil && d.Damage != nil {
+	if d.Damage != nil {
 		log.Warn("reading the directory", "err", d.Damage)
-	}
-	if err != nil || d.Origin != directory.Signed {
-		return s, nil
-	}
-	in, err := d.Apply(s)
-	if err != nil {
-		log.Warn("using the site file of the image", "err", err)
-		return s, nil
 	}
 	switch d.Freshness(time.Now()) {
 	case directory.Expired:
@@ -50,8 +41,29 @@ func (a *app) siteInForce(log *slog.Logger) (*site.Site, error) {
 	case directory.FromTheFuture:
 		log.Warn("the clock is behind the directory's signatures", "signed", d.Made.Format(time.DateOnly))
 	}
+	return s, nil
+}
+
+// inForce is the site in force and the directory by which it is. What could not
+// be used of a directory is its Damage; err is of the image's site file.
+func (a *app) inForce() (*site.Site, directory.Directory, error) {
+	s, err := site.Load(a.site)
+	if err != nil {
+		return nil, directory.Directory{}, err
+	}
+	d, err := directory.Current(filepath.Join(a.root, directory.Dir), s)
+	if err != nil {
+		return s, directory.Directory{Origin: directory.Image, Damage: err}, nil
+	}
+	if d.Origin != directory.Signed {
+		return s, d, nil
+	}
+	in, err := d.Apply(s)
+	if err != nil {
+		return s, directory.Directory{Origin: directory.Image, Damage: err}, nil
+	}
 	in.Directory = s.Directory
-	return in, nil
+	return in, d, nil
 }
 
 // refresh keeps the directory new until ctx ends, by the service dl of the zone

@@ -61,7 +61,7 @@ func language() message.Language { return message.FromEnvironment(os.Getenv) }
 
 // report asks everybody at once. What cannot be learned is in the report.
 func (a *app) report(ctx context.Context) (*status.Report, error) {
-	s, err := site.Load(a.site)
+	s, dir, err := a.inForce()
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +113,7 @@ func (a *app) report(ctx context.Context) (*status.Report, error) {
 		}
 	}
 	r.Quiet = a.quietState()
+	r.Directory, r.Unknown.Directory = status.DirectoryOf(dir), dir.Damage
 	r.Judge(time.Now())
 	return &r, nil
 }

@@ -90,6 +90,11 @@ var catalogue = []Text{
 	{English: "this system was not booted from an image", Russian: "эта система загружена не из образа"},
 	{English: "which image booted, and whether signatures are enforced, is known to root only", Russian: "какой образ загружен и проверяются ли подписи, известно только root"},
 	{English: "which image booted could not be learned: %v", Russian: "не удалось узнать, какой образ загружен: %v"},
+	{English: "the clock says %s, and the directory was signed on %s", Russian: "часы показывают %s, а каталог подписан %s"},
+	{English: "the directory expired on %s, and the clock says %s; it is used as before", Russian: "срок каталога истёк %s, а часы показывают %s; он используется как прежде"},
+	{English: "the directory that was kept cannot be used: %v", Russian: "сохранённым каталогом нельзя воспользоваться: %v"},
+	{English: "the signed directory cannot be used, so the image's site file is: %v", Russian: "подписанным каталогом нельзя воспользоваться, действует файл из образа: %v"},
+	{English: "names and addresses are those of the image, without a signature of their own", Russian: "имена и адреса взяты из образа, без собственной подписи"},
 
 	// veilor status: the conditions, what to do.
 	{English: "`systemctl status veilor-mesh` says why; `run0 systemctl restart veilor-mesh` starts it.", Russian: "`systemctl status veilor-mesh` скажет почему; `run0 systemctl restart veilor-mesh` запустит."},
@@ -110,4 +115,23 @@ var catalogue = []Text{
 	{English: "Nothing here checks or rolls back updates. Install veilor-os from its ISO for that.", Russian: "Здесь ничто не проверяет и не откатывает обновления. Для этого установите veilor-os с его ISO."},
 	{English: "Ask as root: run0 veilor status", Russian: "Спросите от имени root: run0 veilor status"},
 	{English: "`bootc status` may say more.", Russian: "`bootc status` может сказать больше."},
+	{English: "Set the clock: timedatectl set-ntp true", Russian: "Установите часы: timedatectl set-ntp true"},
+	{English: "If that is not today's date, set the clock: timedatectl set-ntp true. If it is, ask the operator for a newer directory, and take it with `run0 veilor mesh import FILE`.", Russian: "Если сегодня другое число, установите часы: timedatectl set-ntp true. Если нет, попросите у оператора каталог новее и примите его: `run0 veilor mesh import FILE`."},
+	{English: "Ask the operator for the present directory, and take it with `run0 veilor mesh import FILE`: it replaces what is damaged.", Russian: "Попросите у оператора нынешний каталог и примите его: `run0 veilor mesh import FILE`. Он заменит повреждённый."},
+	{English: "An update of the image brings another. Tell the operator if it stays so.", Russian: "Обновление образа принесёт другой. Если не изменится, сообщите оператору."},
+	{English: "Nothing to do: what the image says is used, and an update of the image changes it.", Russian: "Ничего делать не нужно: используется то, что говорит образ, а изменит это обновление образа."},
+	{English: "Nothing was changed. If it came from the operator, tell him this line; if not, forget it.", Russian: "Ничего не изменено. Если это прислал оператор, передайте ему эту строку; если нет, забудьте о нём."},
+	{English: "Nothing was changed. Ask for a newer one. An old one may be true and still hide a change.", Russian: "Ничего не изменено. Попросите новее. Старый может быть настоящим и всё же скрывать перемену."},
+	{English: "Nothing was changed. If that is not today's date, set the clock: timedatectl set-ntp true. If it is, ask for a newer one; what is in force goes on.", Russian: "Ничего не изменено. Если сегодня другое число, установите часы: timedatectl set-ntp true. Если нет, попросите новее; действующий остаётся в силе."},
+	{English: "Nothing was changed. Get it again, from the operator or from somebody whom you know.", Russian: "Ничего не изменено. Получите его снова, у оператора или у того, кого знаете."},
+	{English: "Nothing was changed. Give the operator this laptop's key, which `veilor status --json` prints.", Russian: "Ничего не изменено. Передайте оператору ключ этого ноутбука, его печатает `veilor status --json`."},
+
+	// veilor mesh import: what it refuses.
+	{English: "directory refused: it is not signed by enough of the maintainers' keys", Russian: "каталог отклонён: его подписало слишком мало ключей сопровождающих"},
+	{English: "directory refused: it is older than the one in force", Russian: "каталог отклонён: он старее действующего"},
+	{English: "directory refused: its signatures had expired on %s, which is today by this laptop's clock", Russian: "каталог отклонён: срок его подписей истёк на %s, а это сегодня по часам этого ноутбука"},
+	{English: "directory refused: it is too large to be one", Russian: "каталог отклонён: он слишком велик для каталога"},
+	{English: "reserve edges refused: they are for another laptop", Russian: "запасные узлы отклонены: они для другого ноутбука"},
+	{English: "directory refused: this system's image carries no signed directory, so it cannot know who may sign one", Russian: "каталог отклонён: в образе этой системы нет подписанного каталога, и она не знает, кто вправе его подписывать"},
+	{English: "directory refused: it is damaged, or something else", Russian: "каталог отклонён: он повреждён или это не каталог"},
 }

@@ -3,6 +3,7 @@ package status
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,7 +66,7 @@ type kind struct {
 
 // table has every condition there is, the worst of each part first. Where more
 // than one would say the same of a service, the first speaks.
-var table = []kind{
+var table = slices.Concat([]kind{
 	{"mesh-stopped", aboutMesh, Broken,
 		"veilor-mesh does not answer, so no service opens.",
 		"`systemctl status veilor-mesh` says why; `run0 systemctl restart veilor-mesh` starts it.",
@@ -231,7 +232,7 @@ var table = []kind{
 			}
 			return r.say("which image booted could not be learned: %v", r.Unknown.Image)
 		}},
-}
+}, directoryTable)
 
 // recent is how long a refused connection is worth a word.
 const recent = time.Hour

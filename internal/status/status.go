@@ -22,6 +22,7 @@ type Report struct {
 	Mesh       Mesh        `json:"mesh"`
 	Services   []Service   `json:"services"`
 	Yggdrasil  Yggdrasil   `json:"yggdrasil"`
+	Directory  Directory   `json:"directory"`
 	Conditions []Condition `json:"conditions"`
 	// Quiet says that the laptop says nothing of the mesh to the network, and
 	// since when; null if it is not so.
@@ -35,7 +36,7 @@ type Report struct {
 
 // Unknown says why parts of a report are empty; nil where they are not.
 type Unknown struct {
-	Image, Disk, Mesh, Tailnet, Yggdrasil error
+	Image, Disk, Mesh, Tailnet, Yggdrasil, Directory error
 	// NeedsRoot says that root would learn more about the image.
 	NeedsRoot bool
 	// NotImage says that the system was not booted from an image.

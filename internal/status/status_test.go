@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/veilor/veilor-os/internal/directory"
 	"github.com/veilor/veilor-os/internal/forward"
 	"github.com/veilor/veilor-os/internal/mesh"
 	"github.com/veilor/veilor-os/internal/quiet"
@@ -50,6 +51,7 @@ func report(change func(*Report), layers ...mesh.Health) *Report {
 		Mesh:      Mesh{Joined: true, Hostname: "laptop-7f", Address: "100.64.0.3", Tags: []string{"tag:guest"}, Tier: "guest", Opens: []string{"x.veilor:443"}},
 		Services:  Services([]forward.Status{st}),
 		Yggdrasil: Yggdrasil{Key: "ab", Address: "200::1", Peer: "edge-2", Up: true},
+		Directory: signed(now.AddDate(0, -1, 0), now.AddDate(0, 6, 0)),
 	}
 	if change != nil {
 		change(r)
@@ -59,6 +61,10 @@ func report(change func(*Report), layers ...mesh.Health) *Report {
 	}
 	r.Judge(now)
 	return r
+}
+
+func signed(made, expires time.Time) Directory {
+	return DirectoryOf(directory.Directory{Origin: directory.Signed, Version: 3, Moves: 8, Made: made, Expires: expires})
 }
 
 var cases = map[string]*Report{
@@ -99,6 +105,18 @@ var cases = map[string]*Report{
 		r.Unknown.Mesh = errors.New("connecting to /run/veilor/mesh.sock: connection refused")
 		r.System.Signature, r.System.Encrypted, r.System.Staged = "insecure", &plain, "44.20261129.0"
 	}),
+	"stale-directory": report(func(r *Report) {
+		r.Directory = signed(now.AddDate(-1, 0, 0), now.AddDate(0, 0, -20))
+		r.Unknown.Directory = errors.New("reading the PEM block: damaged")
+	}, health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
+	"clock-behind": report(func(r *Report) { r.Directory = signed(now.AddDate(1, 0, 0), now.AddDate(2, 0, 0)) },
+		health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
+	"directory-ignored": report(func(r *Report) {
+		r.Directory = DirectoryOf(directory.Directory{Origin: directory.Image})
+		r.Unknown.Directory = errors.New("reading the directory in the image: no root")
+	}, health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
+	"unsigned-image": report(func(r *Report) { r.Directory = DirectoryOf(directory.Directory{Origin: directory.Image}) },
+		health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
 	"not-root": report(func(r *Report) {
 		r.System = System{Name: "veilor-os", Version: "44.20261122.0", Encrypted: r.System.Encrypted}
 		r.Unknown.NeedsRoot, r.Unknown.Image = true, errors.New("x")
@@ -160,6 +178,8 @@ func TestTable(t *testing.T) {
 		switch code {
 		case "tailnet-unknown", "encryption-unknown", "not-an-image", "image-unreadable":
 			continue
+		case DirectoryUnsigned, DirectoryOlder, DirectoryExpired, DirectoryOversized, DirectoryDamaged, ReserveStranger:
+			continue // said by mesh import
 		}
 		if !said[code] {
 			t.Errorf("no case shows %s", code)
