@@ -184,3 +184,57 @@ func TestMeshImportAndPin(t *testing.T) {
 		t.Errorf("no file: exit %d, %s", code, stderr)
 	}
 }
+
+// A service that only the signed directory has is known to every command, and a
+// directory that cannot be used is said and stops nothing.
+func TestSiteInForce(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join("testdata", "site.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := site.Parse("site.yaml", data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	s := newSigners(t)
+	f, packed := s.publish(t, directory.Files{}, v, now)
+	l := newImporter(t, v, packed)
+	more := v.Services[0]
+	more.Name, more.Loopback = "later.veilor", netip.MustParseAddr("127.83.0.77")
+	v.Services = append(v.Services, more)
+	_, newer := s.publish(t, f, v, now)
+
+	// veilor runs a command where no daemon answers.
+	veilor := func(args ...string) (int, string, string) {
+		return l.veilor(nil, append([]string{"--mesh-socket", filepath.Join(l.root, "m"), "--tailscaled-socket", filepath.Join(l.root, "t")}, args...)...)
+	}
+	ask := func(want string) {
+		t.Helper()
+		for _, command := range []string{"test", "explain"} {
+			if code, _, stderr := veilor("mesh", command, "later"); code != 1 || !strings.Contains(stderr, want) {
+				t.Errorf("mesh %s: exit %d, %s; want %s", command, code, stderr, want)
+			}
+		}
+	}
+	says := func(want, not string) {
+		t.Helper()
+		if code, stdout, stderr := veilor("status"); code != 0 || !strings.Contains(stdout, want) || strings.Contains(stdout, not) {
+			t.Errorf("status: exit %d, want %q without %q\n%s%s", code, want, not, stdout, stderr)
+		}
+	}
+	ask("no service is called")
+	says("x.veilor", "[directory-")
+	if code, _, stderr := l.veilor(newer, "mesh", "import", "-"); code != 0 {
+		t.Fatal(stderr)
+	}
+	ask("[mesh-stopped]") // it would have asked the daemon
+	says("later.veilor", "[directory-")
+
+	kept := filepath.Join(l.root, directory.Dir, "directory.pem")
+	if err := os.WriteFile(kept, newer[:len(newer)/2], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ask("no service is called")
+	says("[directory-lost]", "later.veilor")
+}

@@ -98,7 +98,7 @@ It exits 1 if a service works over no layer.`,
 		Example: "  veilor mesh test\n  veilor mesh test x.veilor --json",
 		Args:    atMostOne("a service"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := site.Load(a.site)
+			s, _, err := a.inForce()
 			if err != nil {
 				return err
 			}
@@ -166,7 +166,7 @@ may open the service at all, and what happened lately. It asks no layer.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := site.Load(a.site)
+			s, _, err := a.inForce()
 			if err != nil {
 				return err
 			}
