@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -324,50 +325,22 @@ func (r *revocation) places() ([]revoke.Place, error) {
 	return ps, nil
 }
 
-// find asks everybody who is meant. Whoever does not answer is no reason to
-// wait: the order goes to them by name.
+// find asks everybody who is meant, all at once: one that hangs keeps nobody from
+// being asked. Whoever does not answer is no reason to wait: the order goes to
+// them by name.
 func (r *revocation) find(ctx context.Context) (revoke.Subject, error) {
-	var k revoke.Known
-	ask, cancel := context.WithTimeout(ctx, askLimit)
-	defer cancel()
-	silent := func(who string, err error) {
-		k.Partly = true
-		fmt.Fprintf(r.stderr, "%s cannot be asked who is meant: %v\n", who, err)
-	}
 	places, err := r.places()
 	if err != nil {
 		return revoke.Subject{}, err
 	}
+	var k revoke.Known
+	var peers []headscale.Node
+	var mu sync.Mutex
+	ask, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	var asked sync.WaitGroup
 	for _, p := range places {
-		switch p.Kind {
-		case revoke.Edge:
-			c, err := edge.NewClient(p.At)
-			var l edge.List
-			if err == nil {
-				l, err = c.Nodes(ask)
-			}
-			if err != nil {
-				silent(p.String(), err)
-			}
-			k.Edges = append(k.Edges, l.Nodes...)
-		case revoke.Tailnet:
-			c, err := r.headscale(p.At)
-			if err == nil {
-				k.Nodes, err = c.Nodes(ask)
-			}
-			if err != nil {
-				silent(p.String(), err)
-			}
-		case revoke.Here:
-			// It knows ids and addresses when Headscale does not answer.
-			peers, err := revoke.Peers(ask, p.At)
-			if err != nil {
-				silent(p.String(), err)
-			}
-			if len(k.Nodes) == 0 {
-				k.Nodes = peers
-			}
-		case revoke.List:
+		if p.Kind == revoke.List {
 			data, err := os.ReadFile(p.At)
 			if err == nil {
 				k.Machines, err = tier.ReadMachines(bytes.NewReader(data))
@@ -375,7 +348,28 @@ func (r *revocation) find(ctx context.Context) (revoke.Subject, error) {
 			if err != nil {
 				return revoke.Subject{}, fmt.Errorf("%s: %w", r.machines, err)
 			}
+			continue
 		}
+		asked.Go(func() {
+			edges, nodes, err := r.ask(ask, p)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				k.Partly = true
+				fmt.Fprintf(r.stderr, "%s cannot be asked who is meant: %v\n", p, err)
+			}
+			k.Edges = append(k.Edges, edges...)
+			if p.Kind == revoke.Here {
+				peers = nodes
+			} else {
+				k.Nodes = append(k.Nodes, nodes...)
+			}
+		})
+	}
+	asked.Wait()
+	// Its tailscaled knows ids and addresses when Headscale does not answer.
+	if len(k.Nodes) == 0 {
+		k.Nodes = peers
 	}
 	past, err := r.queue.Past()
 	if err != nil {
@@ -388,6 +382,28 @@ func (r *revocation) find(ctx context.Context) (revoke.Subject, error) {
 		return s, err
 	}
 	return s, r.mayBe(s)
+}
+
+// ask asks one place whom it knows.
+func (r *revocation) ask(ctx context.Context, p revoke.Place) ([]edge.Node, []headscale.Node, error) {
+	switch p.Kind {
+	case revoke.Edge:
+		c, err := edge.NewClient(p.At)
+		if err != nil {
+			return nil, nil, err
+		}
+		l, err := c.Nodes(ctx)
+		return l.Nodes, nil, err
+	case revoke.Tailnet:
+		c, err := r.headscale(p.At)
+		if err != nil {
+			return nil, nil, err
+		}
+		nodes, err := c.Nodes(ctx)
+		return nil, nodes, err
+	}
+	peers, err := revoke.Peers(ctx, p.At)
+	return nil, peers, err
 }
 
 // mayBe refuses a host of the site that was not asked for as one.

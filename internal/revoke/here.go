@@ -85,6 +85,12 @@ func (h hereStep) Close(ctx context.Context, o Order) (string, error) {
 	return what, nil
 }
 
+// Learn is for [Learner]: tailscaled knows its peers while Headscale is down.
+func (h hereStep) Learn(ctx context.Context, o Order) (Subject, error) {
+	peers, err := Peers(ctx, h.socket)
+	return o.known(peers), err
+}
+
 func (h hereStep) Check(ctx context.Context, o Order) error {
 	as, err := h.addresses(ctx, o)
 	if err != nil {

@@ -151,6 +151,28 @@ func (s tailnetStep) Close(ctx context.Context, o Order) (string, error) {
 	return what, nil
 }
 
+// Learn is for [Learner].
+func (s tailnetStep) Learn(ctx context.Context, o Order) (Subject, error) {
+	nodes, err := s.c.Nodes(ctx)
+	return o.known(nodes), err
+}
+
+// known is what nodes say of the order's machine.
+func (o Order) known(nodes []headscale.Node) Subject {
+	var s Subject
+	for _, n := range nodes {
+		if !o.matches(n) {
+			continue
+		}
+		s.Nodes = append(s.Nodes, n.ID)
+		s.Addresses = append(s.Addresses, n.Addresses...)
+		if n.MachineKey != "" {
+			s.MachineKeys = append(s.MachineKeys, n.MachineKey)
+		}
+	}
+	return s
+}
+
 func (s tailnetStep) Check(ctx context.Context, o Order) error {
 	nodes, err := s.c.Nodes(ctx)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -76,6 +77,40 @@ func (o Order) extend(s Subject, places []Place) Order {
 	}
 	o.Subject, o.Places = both, order(slices.Concat(o.Places, places))
 	return o
+}
+
+// learn adds what a place of the tailnet knew of the machine. Edges and lists know
+// it by its key and name; only who closes addresses must do so again.
+func (o Order) learn(s Subject) Order {
+	both := o.Subject.with(s)
+	if reflect.DeepEqual(both, o.Subject.plain()) {
+		return o
+	}
+	o.Subject, o.Confirmed = both, maps.Clone(o.Confirmed)
+	for _, p := range o.Places {
+		if p.Kind == Here {
+			delete(o.Confirmed, p.String())
+		}
+	}
+	return o
+}
+
+// learn writes down what a place knew of the machine.
+func (q *Queue) learn(id string, s Subject) error {
+	err := q.locked(func() error {
+		o, err := q.read(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // never written, or done by another process
+		}
+		if err != nil {
+			return err
+		}
+		return q.write(o.learn(s))
+	})
+	if err != nil {
+		return fmt.Errorf("writing down what is known of %s: %w", id, err)
+	}
+	return nil
 }
 
 // order sorts by rank, and then by address, each place once.

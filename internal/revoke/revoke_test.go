@@ -42,6 +42,8 @@ type fake struct {
 	down   error
 	hang   bool
 	gone   map[string]bool
+	// knows is what it says of everybody, for as long as they are there.
+	knows Subject
 }
 
 // events is what happened, in order.
@@ -71,6 +73,18 @@ func (f *fake) Close(ctx context.Context, o Order) (string, error) {
 	return "closed", nil
 }
 
+func (f *fake) Learn(_ context.Context, o Order) (Subject, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.down != nil {
+		return Subject{}, f.down
+	}
+	if f.gone[o.Subject.Name] {
+		return Subject{}, nil
+	}
+	return f.knows, nil
+}
+
 func (f *fake) Check(_ context.Context, o Order) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -88,6 +102,43 @@ type world struct {
 	*Queue
 	events events
 	places map[Place]*fake
+}
+
+// What the tailnet knows of a machine that is known by name only is written down
+// before the machine is deleted there, and this server's sockets with those
+// addresses are ended, though it had confirmed without knowing them.
+func TestLearns(t *testing.T) {
+	here := Place{Here, "sock"}
+	w := newWorld(t.TempDir(), edge1, control, here)
+	w.places[control].down = errors.New("down")
+	put(t, w.Queue, Subject{Name: "ann", Keys: []site.Key{annKey}}, edge1, control, here)
+	o, err := w.Once(t.Context())
+	if err != nil || len(o) != 1 || len(o[0].Open()) != 1 {
+		t.Fatalf("%+v, %v", o, err)
+	}
+	w.places[control].down = nil
+	w.places[control].knows = Subject{Nodes: []string{"7"}, Addresses: ann().Addresses}
+	w.places[here].down = errors.New("down")
+	o, err = w.Once(t.Context())
+	if err != nil || len(o) != 1 {
+		t.Fatalf("%+v, %v", o, err)
+	}
+	if open := o[0].Open(); !slices.Equal(open, []Place{here}) {
+		t.Errorf("open: %v", open)
+	}
+	// Another process, after kill -9.
+	pending, err := newWorld(w.Dir).Pending()
+	if err != nil || len(pending) != 1 {
+		t.Fatalf("%+v, %v", pending, err)
+	}
+	if diff := cmp.Diff(Subject{Name: "ann", Keys: []site.Key{annKey}, Nodes: []string{"7"}, Addresses: ann().Addresses},
+		pending[0].Subject, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+	w.places[here].down = nil
+	if o, err := w.Once(t.Context()); err != nil || !o[0].Done() {
+		t.Errorf("%+v, %v", o, err)
+	}
 }
 
 // never is a clock's alarm that does not ring.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -31,6 +32,13 @@ type Step interface {
 	Close(context.Context, Order) (what string, err error)
 	// Check reads back that nothing of the machine is there.
 	Check(context.Context, Order) error
+}
+
+// Learner is a step that may know more of the machine than the order does. It is
+// asked before it closes: afterwards nobody knows which addresses were its own,
+// and flows with them would live on.
+type Learner interface {
+	Learn(context.Context, Order) (Subject, error)
 }
 
 // Once tries every place that has not confirmed, of every pending order. It
@@ -111,19 +119,39 @@ func (r *round) close(ctx context.Context) {
 func (r *round) place(ctx context.Context, p Place) {
 	step, closed := r.q.Open(p)
 	for i := range r.orders {
-		r.mu.Lock()
-		o := r.orders[i]
-		o.Confirmed = maps.Clone(o.Confirmed)
-		r.mu.Unlock()
-		_, confirmed := o.Confirmed[p.String()]
-		if confirmed || !slices.Contains(o.Places, p) {
-			continue
+		if o := r.snapshot(i); slices.Contains(o.Open(), p) {
+			closed = r.one(ctx, p, i, step, closed)
 		}
-		what, err := "", closed
+	}
+}
+
+// snapshot is an order as it is now.
+func (r *round) snapshot(i int) Order {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o := r.orders[i]
+	o.Confirmed = maps.Clone(o.Confirmed)
+	return o
+}
+
+// one closes one place for one order. It returns the error that any other order
+// would get too.
+func (r *round) one(ctx context.Context, p Place, i int, step Step, closed error) error {
+	what, err := "", closed
+	for {
+		if err == nil {
+			err = r.learn(ctx, i, step)
+		}
+		o := r.snapshot(i)
 		if err == nil {
 			what, err = within(ctx, func(ctx context.Context) (string, error) { return step.Close(ctx, o) })
 		}
 		r.mu.Lock()
+		if err == nil && !reflect.DeepEqual(o.Subject, r.orders[i].Subject) {
+			// Another place knew more meanwhile: this was done for less.
+			r.mu.Unlock()
+			continue
+		}
 		if err != nil {
 			r.orders[i].Failed[p.String()] = err
 		} else {
@@ -134,12 +162,42 @@ func (r *round) place(ctx context.Context, p Place) {
 			}
 		}
 		r.mu.Unlock()
-		// A place that hangs or has no way in would make each of the next wait
-		// as long for the same. Any other answer is about one machine.
-		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrClosed) || ctx.Err() != nil {
-			closed = err
-		}
+		break
 	}
+	// A place that hangs or has no way in would make each of the next wait as
+	// long for the same. Any other answer is about one machine.
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrClosed) || ctx.Err() != nil {
+		return err
+	}
+	return nil
+}
+
+// learn asks a step what it knows, and writes that down before it is closed. An
+// error is that of a step that hangs; any other is closing's to report.
+func (r *round) learn(ctx context.Context, i int, step Step) error {
+	l, ok := step.(Learner)
+	if !ok {
+		return nil
+	}
+	o := r.snapshot(i)
+	more, err := within(ctx, func(ctx context.Context) (Subject, error) { return l.Learn(ctx, o) })
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), ctx.Err() != nil:
+		return err
+	case err != nil:
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	learned := r.orders[i].learn(more)
+	if reflect.DeepEqual(learned.Subject, r.orders[i].Subject) {
+		return nil
+	}
+	r.orders[i] = learned
+	if err := r.q.learn(o.ID, more); err != nil {
+		r.errs = append(r.errs, err)
+	}
+	return nil
 }
 
 // ErrClosed is wrapped by a step's error that any other order would get too.
