@@ -28,7 +28,7 @@ func TestFloors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stop()
-	short := []string{"none", "control-dns", "dns-poisoned", "tailscale", "edges"}
+	short := []string{"dns-poisoned", "tailscale", "edges"}
 	conditions := slices.DeleteFunc(Conditions(), func(c Condition) bool { return !slices.Contains(short, c.ID) })
 	rows, err := town.Measure(t.Context(), conditions, Options{Roots: roots, Rounds: 1, Progress: t.Logf})
 	if err != nil {
