@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
 )
 
@@ -52,10 +53,10 @@ func genkeyCommand() *cobra.Command {
 replaced. A node makes its own key on its first start; this is for one whose
 public key must be known before.`,
 		Example: "  veilor-ygg genkey --out key.pem",
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if out == "" {
-				return usageError{errors.New("--out is missing; write for example --out key.pem")}
+				return cli.Usagef("--out is missing; write for example --out key.pem")
 			}
 			key, err := yggdrasil.MakeKey(out)
 			if errors.Is(err, fs.ErrExist) {
@@ -85,7 +86,7 @@ or of the one whose key file or public key (64 hex digits) is given. An address
 follows from the key and cannot be chosen.`,
 		Example: `  veilor-ygg address
   veilor-ygg address --key /var/lib/veilor-ygg/key.pem --json`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			id, err := find(cmd.Context(), from, socket)
 			if err != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
+	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/directory"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
 )
@@ -42,7 +43,7 @@ tiers of the site decide which ports are open, and to whom.
 What is told on standard error (the journal, under systemd) names peers and
 reasons, and neither keys nor the addresses of guests.`,
 		Example: "  veilor-ygg run --config /usr/share/veilor/ygg.json",
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := yggdrasil.LoadConfig(config)
 			if err != nil {

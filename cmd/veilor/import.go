@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/veilor/veilor-os/internal/advice"
+	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/directory"
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/status"
@@ -37,7 +38,7 @@ changes.`,
 		Example: "  run0 veilor mesh import /run/media/stick/directory.pem\n  run0 veilor mesh import - < codes.txt",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usageError{errors.New("one file is wanted; write for example: veilor mesh import directory.pem")}
+				return cli.Usagef("one file is wanted; write for example: veilor mesh import directory.pem")
 			}
 			return nil
 		},

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/veilor/veilor-os/internal/advice"
+	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/control"
 	"github.com/veilor/veilor-os/internal/joinkey"
 	"github.com/veilor/veilor-os/internal/mesh"
@@ -59,13 +60,13 @@ If joining fails, the laptop is as it was.`,
   run0 veilor join --key-file /run/media/me/STICK/key`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 { // it may be the key: do not repeat it
-				return usageError{errors.New("no argument is wanted here; a key is asked for, so that it stays out of the list of processes")}
+				return cli.Usagef("no argument is wanted here; a key is asked for, so that it stays out of the list of processes")
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if limit <= 0 {
-				return usageError{fmt.Errorf("--timeout: %v is no time to join in", limit)}
+				return cli.Usagef("--timeout: %v is no time to join in", limit)
 			}
 			if err := a.needRoot("join"); err != nil {
 				return err

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/veilor/veilor-os/internal/advice"
+	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/tailnet"
 	"github.com/veilor/veilor-os/internal/unit"
 )
@@ -24,7 +25,7 @@ func (a *app) leaveCommand() *cobra.Command {
 		Long: `Leave gives up this laptop's place in the tailnet and stops tailscaled. The way
 back is a new key.`,
 		Example: "  run0 veilor leave",
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.needRoot("leave"); err != nil {
 				return err

@@ -4,31 +4,20 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/veilor/veilor-os/internal/advice"
+	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/meshsock"
 	"github.com/veilor/veilor-os/internal/quiet"
 	"github.com/veilor/veilor-os/internal/tailnet"
 )
-
-// Exit codes of every veilor program.
-const (
-	exitFailed = 1
-	exitUsage  = 2
-)
-
-// usageError is a mistake in the command line.
-type usageError struct{ error }
 
 // app is what the commands share: where things are on this machine.
 type app struct {
@@ -75,36 +64,18 @@ func (a *app) run(args []string, stdin io.Reader, stdout, stderr io.Writer) int 
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
-	if err == nil {
-		return 0
-	}
-	fmt.Fprintf(stderr, "veilor: %v\n", err)
-	if todo := advice.Todo(err); todo != "" {
-		fmt.Fprintf(stderr, "  %s\n", strings.ReplaceAll(todo, "\n", "\n  "))
-	}
-	var usage usageError
-	if errors.As(err, &usage) {
-		fmt.Fprintf(stderr, "  See: %s --help\n", cmd.CommandPath())
-		return exitUsage
-	}
-	return exitFailed
+	return cli.Exit(stderr, cmd, err)
 }
 
 func (a *app) command() *cobra.Command {
-	root := &cobra.Command{
+	root := cli.Prepare(&cobra.Command{
 		Use:   "veilor",
 		Short: "Joins the mesh and says how things are",
 		Long: `veilor keeps this laptop's services reachable: it joins the mesh, carries
 connections over whichever layer works, and says how things are.`,
 		Example: `  veilor status
   run0 veilor join`,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
-		Args:              cobra.ArbitraryArgs,
-		RunE:              group,
-	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.site, "site", a.site, "site file")
 	flags.StringVar(&a.root, "root", a.root, "where /proc, /sys and /etc are")
@@ -118,24 +89,6 @@ connections over whichever layer works, and says how things are.`,
 	}
 	root.AddCommand(a.statusCommand(), a.joinCommand(), a.leaveCommand(), a.meshCommand(), a.versionCommand())
 	return root
-}
-
-// group is what a command does that only has others below it.
-func group(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usageError{fmt.Errorf("unknown command %q", args[0])}
-	}
-	cmd.SetOut(cmd.ErrOrStderr())
-	cmd.Help()
-	return usageError{errors.New("no command given")}
-}
-
-// noArgs refuses arguments, as a mistake of usage.
-func noArgs(_ *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usageError{fmt.Errorf("%q: no argument is wanted here", args[0])}
-	}
-	return nil
 }
 
 // needRoot refuses everybody else.

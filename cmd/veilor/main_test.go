@@ -17,6 +17,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/veilor/veilor-os/internal/cli"
 )
 
 func TestMain(m *testing.M) {
@@ -225,7 +227,7 @@ func TestJoin(t *testing.T) {
 
 	out.Reset()
 	errs.Reset()
-	if code := l.run([]string{"join"}, strings.NewReader(goodKey), &out, &errs); code != exitFailed || !strings.Contains(errs.String(), "has joined already, as laptop-7f (100.64.0.3)") {
+	if code := l.run([]string{"join"}, strings.NewReader(goodKey), &out, &errs); code != cli.Failed || !strings.Contains(errs.String(), "has joined already, as laptop-7f (100.64.0.3)") {
 		t.Errorf("joining twice: exit %d, %s", code, errs.String())
 	}
 	out.Reset()
@@ -243,7 +245,7 @@ func TestJoinUndone(t *testing.T) {
 	l.outcome = func(l *laptop) { l.health = []string{"… The last login error was: authkey already used"} }
 	var out, errs bytes.Buffer
 	code := l.run([]string{"join"}, strings.NewReader(goodKey), &out, &errs)
-	if code != exitFailed || !strings.Contains(errs.String(), "veilor: this key was used before\n  A key opens one laptop, once.") {
+	if code != cli.Failed || !strings.Contains(errs.String(), "veilor: this key was used before\n  A key opens one laptop, once.") {
 		t.Errorf("exit %d:\n%s", code, errs.String())
 	}
 	if l.backend != "NeedsLogin" || !strings.HasSuffix(l.systemctl(t), "disable --now tailscaled.service\n") {
@@ -263,7 +265,7 @@ func TestJoinTouchesNothingEarly(t *testing.T) {
 	} {
 		l := newLaptop(t)
 		var errs bytes.Buffer
-		if code := l.run([]string{"join"}, strings.NewReader(in), &errs, &errs); code != exitFailed || !strings.Contains(errs.String(), want) {
+		if code := l.run([]string{"join"}, strings.NewReader(in), &errs, &errs); code != cli.Failed || !strings.Contains(errs.String(), want) {
 			t.Errorf("exit %d:\n%s", code, errs.String())
 		}
 		if got := l.systemctl(t); got != "" {
@@ -284,7 +286,7 @@ func TestJoinBlocked(t *testing.T) {
 	l.write(t, "site.yaml", url.ReplaceAllString(string(site), "https://127.0.0.1:1"), 0o644)
 	var errs bytes.Buffer
 	code := l.run([]string{"join"}, strings.NewReader(goodKey), &errs, &errs)
-	if code != exitFailed || !strings.Contains(errs.String(), "  control     failed ") || !strings.Contains(errs.String(), "127.0.0.1 does not answer: connect: connection refused") {
+	if code != cli.Failed || !strings.Contains(errs.String(), "  control     failed ") || !strings.Contains(errs.String(), "127.0.0.1 does not answer: connect: connection refused") {
 		t.Errorf("exit %d:\n%s", code, errs.String())
 	}
 	if got := l.systemctl(t); got != "" {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/veilor/veilor-os/internal/advice"
+	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/meshsock"
 	"github.com/veilor/veilor-os/internal/quiet"
 	"github.com/veilor/veilor-os/internal/site"
@@ -32,13 +32,11 @@ const (
 )
 
 func (a *app) meshCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	cmd := cli.Group(&cobra.Command{
 		Use:     "mesh",
 		Short:   "What reaches the services: try it, explain it, silence it",
 		Example: "  veilor mesh test\n  veilor mesh explain x.veilor\n  veilor mesh log",
-		Args:    cobra.ArbitraryArgs,
-		RunE:    group,
-	}
+	})
 	cmd.AddCommand(a.meshTestCommand(), a.meshExplainCommand(), a.meshLogCommand(), a.meshQuietCommand(), a.meshRunCommand(), a.meshPrepareCommand(),
 		a.meshImportCommand(), a.meshPinCommand(), a.meshFenceCommand())
 	return cmd
@@ -57,7 +55,7 @@ them over whichever layer works, and answers questions on its socket.
 
 veilor-mesh.service runs it; nobody needs to run it by hand.`,
 		Example: "  veilor mesh run\n  curl --unix-socket /run/veilor/mesh.sock http://mesh/status",
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			level := slog.LevelInfo
 			if debug {
@@ -66,7 +64,7 @@ veilor-mesh.service runs it; nobody needs to run it by hand.`,
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level, ReplaceAttr: noTime}))
 			addr, err := netip.ParseAddrPort(resolver)
 			if err != nil {
-				return usageError{fmt.Errorf("--dns: %w", err)}
+				return cli.Usagef("--dns: %w", err)
 			}
 			return a.serve(cmd.Context(), log, addr)
 		},
@@ -96,7 +94,7 @@ It asks for nothing and changes nothing.
 
 It exits 1 if a service works over no layer.`,
 		Example: "  veilor mesh test\n  veilor mesh test x.veilor --json",
-		Args:    atMostOne("a service"),
+		Args:    cli.AtMostOne("a service"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, _, err := a.inForce()
 			if err != nil {
@@ -161,7 +159,7 @@ may open the service at all, and what happened lately. It asks no layer.`,
 		Example: "  veilor mesh explain x.veilor\n  veilor mesh explain x.veilor --json",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usageError{errors.New("one service is wanted; write for example: veilor mesh explain x.veilor")}
+				return cli.Usagef("one service is wanted; write for example: veilor mesh explain x.veilor")
 			}
 			return nil
 		},
@@ -231,10 +229,10 @@ func (a *app) meshLogCommand() *cobra.Command {
 		Long: `Log prints what happened to the services, oldest first. The last 500 events are
 kept over restarts.`,
 		Example: "  veilor mesh log\n  veilor mesh log --lines 20\n  veilor mesh log --json",
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if lines < 0 {
-				return usageError{fmt.Errorf("--lines %d: write how many, or 0 for all", lines)}
+				return cli.Usagef("--lines %d: write how many, or 0 for all", lines)
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), askLimit)
 			defer cancel()
@@ -294,16 +292,6 @@ func output(w io.Writer, asJSON bool, v any, text func(io.Writer) error) error {
 
 func jsonFlag(cmd *cobra.Command, to *bool) {
 	cmd.Flags().BoolVar(to, "json", false, "print JSON; fields are added over time, never changed")
-}
-
-// atMostOne refuses a second argument, as a mistake of usage.
-func atMostOne(what string) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error {
-		if len(args) > 1 {
-			return usageError{fmt.Errorf("%q: %s is all that is wanted here", args[1], what)}
-		}
-		return nil
-	}
 }
 
 // quietState reads whether the laptop is to be quiet. A damaged file counts as

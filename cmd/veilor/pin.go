@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/directory"
 	"github.com/veilor/veilor-os/internal/fence"
 	"github.com/veilor/veilor-os/internal/pins"
@@ -30,7 +31,7 @@ them, into a block of /etc/hosts, so that no DNS can hide them.
 veilor-pins.service runs it, at boot and after every change of the directory.`,
 		Example: "  run0 veilor mesh pin",
 		Hidden:  true,
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.needRoot("mesh pin"); err != nil {
 				return err
@@ -75,7 +76,7 @@ tailscaled.service runs it before each start, and veilor-pins.service after ever
 change of the directory.`,
 		Example: "  run0 veilor mesh fence",
 		Hidden:  true,
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.needRoot("mesh fence"); err != nil {
 				return err

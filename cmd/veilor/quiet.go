@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/veilor/veilor-os/internal/advice"
+	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/loopfilter"
 	"github.com/veilor/veilor-os/internal/quiet"
 	"github.com/veilor/veilor-os/internal/site"
@@ -51,7 +52,7 @@ clock, updates, the browser. Without an argument it says how it is.`,
 		Example: "  run0 veilor mesh quiet on\n  run0 veilor mesh quiet on --for 2h\n  run0 veilor mesh quiet off\n  veilor mesh quiet",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 || len(args) == 1 && args[0] != "on" && args[0] != "off" {
-				return usageError{fmt.Errorf("%q: write on, off, or nothing to ask", args[len(args)-1])}
+				return cli.Usagef("%q: write on, off, or nothing to ask", args[len(args)-1])
 			}
 			return nil
 		},
@@ -62,10 +63,10 @@ clock, updates, the browser. Without an argument it says how it is.`,
 			case timed && word == "":
 				word = "on" // `quiet --for 2h` says enough
 			case timed && word == "off":
-				return usageError{errors.New("--for goes with on")}
+				return cli.Usagef("--for goes with on")
 			}
 			if timed && (length < time.Minute || length > maxQuiet) {
-				return usageError{fmt.Errorf("--for %v: write a minute or more, such as 2h, and no more than a year", length)}
+				return cli.Usagef("--for %v: write a minute or more, such as 2h, and no more than a year", length)
 			}
 			switch word {
 			case "on":
@@ -203,7 +204,7 @@ func (a *app) meshPrepareCommand() *cobra.Command {
 		Long: `Prepare loads the filter that says which users of this machine may connect to the
 services, and ends a quiet whose time is over. veilor-mesh.service runs it.`,
 		Example: "  veilor mesh prepare",
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.needRoot("mesh prepare"); err != nil {
 				return err

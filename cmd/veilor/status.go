@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/veilor/veilor-os/internal/bootc"
+	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/mesh"
 	"github.com/veilor/veilor-os/internal/message"
 	"github.com/veilor/veilor-os/internal/rootdisk"
@@ -36,7 +37,7 @@ nobody used lately are tried first, so that the answer is true now.
 
 It exits 0 if it could answer, whatever the answer is.`,
 		Example: "  veilor status\n  veilor status --json\n  veilor status --codes",
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if codes {
 				return output(cmd.OutOrStdout(), asJSON, status.Kinds(), status.KindsText)

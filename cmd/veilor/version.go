@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/veilor/veilor-os/internal/cli"
 )
 
 // version is the program's; a release sets it with -ldflags "-X main.version=…".
@@ -18,7 +20,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Use:     "version",
 		Short:   "Print the versions of veilor and of the system",
 		Example: "  veilor version\n  veilor version --json",
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			os := a.osRelease()
 			if asJSON {
