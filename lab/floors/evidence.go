@@ -150,15 +150,15 @@ var ErrApart = errors.New("these are records of different commits or conditions"
 
 // Merge adds the rounds of another measurement of the same commit.
 func (r *Record) Merge(o *Record) error {
-	if r.Commit != o.Commit || len(r.Rows) != len(o.Rows) {
+	same := func(a, b Row) bool { return a.ID == b.ID }
+	// One without rounds is about new connections only.
+	if r.Commit != o.Commit || o.Rounds > 0 && !slices.EqualFunc(r.Rows, o.Rows, same) {
 		return ErrApart
 	}
-	for i := range r.Rows {
-		if r.Rows[i].ID != o.Rows[i].ID {
-			return ErrApart
-		}
-	}
 	for i, row := range o.Rows {
+		if o.Rounds == 0 {
+			break
+		}
 		to := &r.Rows[i]
 		for _, c := range row.Cells {
 			to.add(c)
@@ -174,7 +174,7 @@ func (r *Record) Merge(o *Record) error {
 	r.Rounds += o.Rounds
 	r.IdleRounds += o.IdleRounds
 	r.Idle = max(r.Idle, o.Idle)
-	if r.Gap == nil {
+	if o.Gap != nil {
 		r.Gap = o.Gap
 	}
 	return nil

@@ -35,7 +35,7 @@ func main() {
 	flag.StringVar(&o.out, "out", "docs/evidence/floors.json", "where the record goes")
 	flag.StringVar(&o.logs, "logs", "", "keep the daemons' logs in this directory")
 	flag.StringVar(&o.only, "only", "", "only these conditions, by their names with commas; the record is then not written")
-	flag.IntVar(&o.rounds, "rounds", 3, "how often each condition is made")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often each condition is made; 0 for new connections only")
 	flag.IntVar(&o.gaps, "gaps", 20, "how many blocks new connections are watched after; 0 for none")
 	flag.DurationVar(&o.idle, "idle", 0, "how long the laptop is silent before a block that a floor names; the router forgets after a minute")
 	flag.StringVar(&o.merge, "merge", "", "measure nothing, put these records together: files with commas")
@@ -58,7 +58,7 @@ Conditions: %s
 		flag.PrintDefaults()
 	}
 	flag.Parse()
-	if flag.NArg() > 0 || o.rounds < 1 {
+	if flag.NArg() > 0 || o.rounds < 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
