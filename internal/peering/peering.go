@@ -140,8 +140,12 @@ type (
 	// Join makes an open transport the peering. The answer, some day, is Down.
 	Join struct{ ID ID }
 	// Leave ends the peering; it must be over before the next action. There is
-	// no answer.
-	Leave struct{ ID ID }
+	// no answer. Silent says that it is left because the other side no longer
+	// answers.
+	Leave struct {
+		ID     ID
+		Silent bool
+	}
 )
 
 func (Dial) action()  {}
@@ -247,7 +251,7 @@ func (m *Machine) plan(now time.Time, acts []Action) []Action {
 	case best < 0:
 	case !m.suspectAt.IsZero() && now.Sub(m.suspectAt) >= Verdict,
 		m.suspectAt.IsZero() && m.targets[m.peer].public && !m.targets[best].public:
-		acts = append(acts, Leave{m.joined})
+		acts = append(acts, Leave{m.joined, !m.suspectAt.IsZero()})
 		if !m.suspectAt.IsZero() {
 			m.ended(now, true)
 			best = m.best() // it may have turned out to be sick

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,6 +35,15 @@ const (
 	goneTimeout = 2 * time.Second
 	gonePoll    = time.Millisecond
 )
+
+// unlearn is how long the node must have been without a peer before it peers with
+// it anew. The library looks once a second whether it still has its parent in the
+// tree (ironwood, network/router.go _doMaintenance). If that was gone and back
+// between two looks, the node keeps the place in the tree that the old peering
+// gave it, for up to 4 min (routerRefresh), while the parent, which counts its
+// places from one after a restart, gives that same place to another node: what is
+// meant for one then goes to the other.
+const unlearn = 1500 * time.Millisecond
 
 // settles is when, after a peering began, the network has probably found its
 // shape: it looks at itself once a second (ironwood, network/router.go), and one
@@ -68,7 +78,8 @@ type supervisor struct {
 	dials   map[peering.ID]context.CancelFunc
 	open    map[peering.ID]*transport
 	link    *link
-	failure map[int]string // the last error of each peer that did not answer
+	closed  map[int]time.Time // by peer: when the last peering ended, see parted
+	failure map[int]string    // the last error of each peer that did not answer
 }
 
 // transport is an open one that is not joined.
@@ -84,6 +95,9 @@ type link struct {
 	uri  *url.URL
 	end  context.CancelCauseFunc
 	done chan struct{}
+
+	mu   sync.Mutex
+	left bool // the library must not be told of it any more
 }
 
 // result is what other goroutines tell the supervisor.
@@ -101,6 +115,7 @@ func (s *supervisor) run(ctx context.Context) {
 	s.dials = map[peering.ID]context.CancelFunc{}
 	s.open = map[peering.ID]*transport{}
 	s.failure = map[int]string{}
+	s.closed = map[int]time.Time{}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -155,6 +170,7 @@ func (s *supervisor) note(r result) {
 		if s.link != nil && s.link.id == e.ID {
 			s.log.Warn("peering ended", "peer", name, "why", r.err)
 			s.leave(r.err)
+			s.parted(r.peer, e.Silent)
 		}
 	case peering.Suspect:
 		s.log.Info("peer is late", "peer", name)
@@ -197,8 +213,10 @@ func (s *supervisor) do(ctx context.Context, a peering.Action) {
 			delete(s.open, a.ID)
 		}
 	case peering.Leave:
-		s.log.Info("leaving peer", "peer", s.peers[s.link.peer].Name)
+		peer := s.link.peer
+		s.log.Info("leaving peer", "peer", s.peers[peer].Name)
 		s.leave(errLeft)
+		s.parted(peer, a.Silent)
 	case peering.Join:
 		t := s.open[a.ID]
 		delete(s.open, a.ID)
@@ -207,6 +225,14 @@ func (s *supervisor) do(ctx context.Context, a peering.Action) {
 			s.log.Error("joining peer", "peer", s.peers[t.peer].Name, "err", err)
 			go s.tell(ctx, result{event: peering.Down{ID: a.ID}, peer: t.peer, err: err})
 		}
+	}
+}
+
+// parted notes that a peer knows of the end of its peering. Whoever fell silent
+// most likely does not: it still holds the place in the tree that it gave us.
+func (s *supervisor) parted(peer int, silent bool) {
+	if !silent {
+		s.closed[peer] = s.now()
 	}
 }
 
@@ -253,21 +279,17 @@ func (s *supervisor) join(ctx context.Context, id peering.ID, t *transport) erro
 	if err != nil {
 		return fmt.Errorf("opening a socket for the node: %w", err)
 	}
-	uri := linkURL(s.peers[t.peer], path)
-	if err := s.core.CallPeer(uri, ""); err != nil {
-		lis.Close()
-		return fmt.Errorf("telling the node of the peer: %w", err)
-	}
 	lctx, end := context.WithCancelCause(ctx)
-	l := &link{id: id, peer: t.peer, uri: uri, end: end, done: make(chan struct{})}
+	l := &link{id: id, peer: t.peer, uri: linkURL(s.peers[t.peer], path), end: end, done: make(chan struct{})}
 	s.link = l
 	kind := "edge"
 	if t.peer >= s.edges {
 		kind = "public"
 	}
 	s.log.Info("peering", "peer", s.peers[t.peer].Name, "kind", kind)
+	wait := s.closed[t.peer].Add(unlearn).Sub(s.now())
 	go func() {
-		err := s.bridge(lctx, lis, t, l)
+		err := s.bridge(lctx, wait, lis, t, l)
 		close(l.done)
 		s.tell(ctx, result{event: peering.Down{ID: id, Silent: silent(err)}, peer: t.peer, err: err})
 	}()
@@ -282,8 +304,32 @@ func silent(err error) bool {
 	return errors.Is(err, wss.ErrSilent) || errors.Is(err, wss.ErrLocal)
 }
 
-func (s *supervisor) bridge(ctx context.Context, lis *net.UnixListener, t *transport, l *link) error {
+// call tells the library of a peering after the wait, unless it is left before.
+func (s *supervisor) call(ctx context.Context, wait time.Duration, l *link) error {
+	timer := time.NewTimer(max(0, wait))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.left {
+		return context.Cause(ctx)
+	}
+	if err := s.core.CallPeer(l.uri, ""); err != nil {
+		return fmt.Errorf("telling the node of the peer: %w", err)
+	}
+	return nil
+}
+
+func (s *supervisor) bridge(ctx context.Context, wait time.Duration, lis *net.UnixListener, t *transport, l *link) error {
 	defer t.conn.Close()
+	if err := s.call(ctx, wait, l); err != nil {
+		lis.Close()
+		return err
+	}
 	lis.SetDeadline(time.Now().Add(acceptTimeout))
 	local, err := lis.AcceptUnix()
 	lis.Close() // removes the file: nobody else can come
@@ -367,6 +413,9 @@ func (s *supervisor) leave(why error) {
 		return
 	}
 	s.link = nil
+	l.mu.Lock()
+	l.left = true
+	l.mu.Unlock()
 	if err := s.core.RemovePeer(l.uri, ""); err != nil && !errors.Is(err, core.ErrLinkNotConfigured) && !errors.Is(err, net.ErrClosed) {
 		s.log.Debug("removing the peer", "err", err)
 	}
