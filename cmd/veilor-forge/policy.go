@@ -20,7 +20,7 @@ import (
 // policyCommand is "veilor-forge policy".
 func policyCommand() *cobra.Command {
 	return group("policy", "Say, compile and load who may reach what",
-		policyExplain(), policyMatrix(), policyRender(), policyCheck(), policyDiff(), policyLoad(), policyRevoke())
+		policyExplain(), policyMatrix(), policyRender(), policyCheck(), policyDiff(), policyLoad(), policyApply(), policyRevoke())
 }
 
 // fleetFlags say which site, and which machines beside its hosts.
@@ -53,19 +53,28 @@ func (f *fleetFlags) fleet(more ...tier.Machine) (*tier.Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f.machines != "" {
-		file, err := os.Open(f.machines)
-		if err != nil {
-			return nil, fmt.Errorf("reading the machines: %w", err)
-		}
-		defer file.Close()
-		ms, err := tier.ReadMachines(file)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.machines, err)
-		}
-		more = append(more, ms...)
+	listed, err := f.listed()
+	if err != nil {
+		return nil, err
 	}
-	return p.Fleet(more...)
+	return p.Fleet(append(more, listed...)...)
+}
+
+// listed are the machines of --machines.
+func (f *fleetFlags) listed() ([]tier.Machine, error) {
+	if f.machines == "" {
+		return nil, nil
+	}
+	file, err := os.Open(f.machines)
+	if err != nil {
+		return nil, fmt.Errorf("reading the machines: %w", err)
+	}
+	defer file.Close()
+	ms, err := tier.ReadMachines(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.machines, err)
+	}
+	return ms, nil
 }
 
 func policyExplain() *cobra.Command {
@@ -188,12 +197,9 @@ func renderPolicy(f *tier.Fleet, as, host, layer string) ([]byte, error) {
 	if as != "packetfilter" && as != "firewalld" && as != "reticulum" {
 		return nil, usageError{fmt.Errorf("--as %s: there is no such form; write %s", as, forms)}
 	}
-	if host == "" {
-		return nil, usageError{fmt.Errorf("--host missing: %s is of one machine; write for example --host %s", as, f.Policy().Site().Hosts[0].Name)}
-	}
-	self, ok := f.ByName(host)
-	if !ok {
-		return nil, usageError{fmt.Errorf("--host %s: no such machine in the site or under --machines", host)}
+	self, err := machineNamed(f, host, as)
+	if err != nil {
+		return nil, err
 	}
 	switch as {
 	case "packetfilter":
@@ -204,6 +210,18 @@ func renderPolicy(f *tier.Fleet, as, host, layer string) ([]byte, error) {
 		return z.XML(), err
 	}
 	var b bytes.Buffer
-	_, err := reticulum.Compile(f, self).WriteTo(&b)
+	_, err = reticulum.Compile(f, self).WriteTo(&b)
 	return b.Bytes(), err
+}
+
+// machineNamed finds the machine of --host.
+func machineNamed(f *tier.Fleet, host, what string) (tier.Machine, error) {
+	if host == "" {
+		return tier.Machine{}, usageError{fmt.Errorf("--host missing: %s is of one machine; write for example --host %s", what, f.Policy().Site().Hosts[0].Name)}
+	}
+	self, ok := f.ByName(host)
+	if !ok {
+		return tier.Machine{}, usageError{fmt.Errorf("--host %s: no such machine in the site or under --machines", host)}
+	}
+	return self, nil
 }

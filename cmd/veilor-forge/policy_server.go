@@ -65,7 +65,14 @@ func (s *serverFlags) open(ctx context.Context) (*headscale.Client, *tier.Fleet,
 	if err != nil {
 		return nil, nil, err
 	}
-	f, err := s.fleet(ms...)
+	listed, err := s.listed()
+	if err != nil {
+		return nil, nil, err
+	}
+	if ms, err = headscale.Join(ms, listed); err != nil {
+		return nil, nil, err
+	}
+	f, err := p.Fleet(ms...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("comparing the tailnet with the site: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -375,4 +376,41 @@ func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp := w.Result()
 	resp.Request = r
 	return resp, nil
+}
+
+// A list may name a tailnet node, to say what Headscale does not know of it.
+func TestJoin(t *testing.T) {
+	key := site.Key("efefefefefefefefefefefefefefefefefefefefefefefefefefefefefefefef")
+	addresses := []netip.Addr{netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("fd7a:115c:a1e0::2")}
+	nodes := []tier.Machine{{Name: "ann", Tier: "guest", Tailnet: addresses}}
+	for _, c := range []struct {
+		name string
+		list []tier.Machine
+		want []tier.Machine
+		err  string
+	}{
+		{"none", nil, nodes, ""},
+		{"same", []tier.Machine{{Name: "Ann", Tier: "guest", Tailnet: addresses[:1], Yggdrasil: key, Revoked: true}},
+			[]tier.Machine{{Name: "ann", Tier: "guest", Tailnet: addresses, Yggdrasil: key, Revoked: true}}, ""},
+		{"another", []tier.Machine{{Name: "ben", Tier: "guest"}}, append(slices.Clone(nodes), tier.Machine{Name: "ben", Tier: "guest"}), ""},
+		{"tier", []tier.Machine{{Name: "ann", Tier: "admin"}}, nil, `the list in "admin"`},
+		{"address", []tier.Machine{{Name: "ann", Tier: "guest", Tailnet: []netip.Addr{netip.MustParseAddr("100.64.0.3")}}}, nil, "correct the list"},
+		{"twice", []tier.Machine{{Name: "ann", Tier: "guest"}, {Name: "ann", Tier: "guest"}}, nil, "in the list twice"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := Join(nodes, c.list)
+			if c.err != "" {
+				if err == nil || !strings.Contains(err.Error(), c.err) {
+					t.Fatalf("got %v, want %q", err, c.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(c.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -164,4 +165,39 @@ func Machines(p *tier.Policy, nodes []Node) ([]tier.Machine, error) {
 		return nil, fmt.Errorf("reading the tailnet's nodes: %w", err)
 	}
 	return ms, nil
+}
+
+// Join joins the tailnet's machines with a list of machines in which the same
+// ones may be: a list adds what Headscale does not know of a node, its Yggdrasil
+// key and whether it is revoked. Machines of the same name are one, unless their
+// tiers or all of their addresses differ; then one of the two is wrong.
+func Join(nodes, list []tier.Machine) ([]tier.Machine, error) {
+	joined := slices.Clone(nodes)
+	seen := map[int]bool{}
+	var errs []error
+	for _, m := range list {
+		i := slices.IndexFunc(nodes, func(n tier.Machine) bool { return strings.EqualFold(n.Name, m.Name) })
+		if i < 0 {
+			joined = append(joined, m)
+			continue
+		}
+		n := nodes[i]
+		switch {
+		case seen[i]:
+			errs = append(errs, fmt.Errorf("machine %s: it is in the list twice; remove one", m.Name))
+			continue
+		case m.Tier != n.Tier:
+			errs = append(errs, fmt.Errorf("machine %s: the tailnet has it in tier %q, the list in %q; correct the one that is wrong", m.Name, n.Tier, m.Tier))
+			continue
+		case len(m.Tailnet) > 0 && !slices.ContainsFunc(m.Tailnet, func(a netip.Addr) bool { return slices.Contains(n.Tailnet, a) }):
+			errs = append(errs, fmt.Errorf("machine %s: the tailnet has it at %v, the list at %v; correct the list, or give one of the two another name", m.Name, n.Tailnet, m.Tailnet))
+			continue
+		}
+		m.Name, m.Tailnet = n.Name, n.Tailnet
+		joined[i], seen[i] = m, true
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("joining the tailnet's nodes with the list of machines: %w", err)
+	}
+	return joined, nil
 }
