@@ -42,6 +42,9 @@ type fake struct {
 	down   error
 	hang   bool
 	gone   map[string]bool
+	// downOnce is its first answer, after which asked is called.
+	downOnce error
+	asked    func()
 	// knows is what it says of everybody, for as long as they are there.
 	knows Subject
 }
@@ -65,6 +68,11 @@ func (f *fake) Close(ctx context.Context, o Order) (string, error) {
 	if f.hang {
 		<-ctx.Done()
 		return "", ctx.Err()
+	}
+	if err := f.downOnce; err != nil {
+		f.downOnce = nil
+		f.asked()
+		return "", err
 	}
 	if f.down != nil {
 		return "", f.down
@@ -137,6 +145,27 @@ func TestLearns(t *testing.T) {
 	}
 	w.places[here].down = nil
 	if o, err := w.Once(t.Context()); err != nil || !o[0].Done() {
+		t.Errorf("%+v, %v", o, err)
+	}
+}
+
+// A tailnet that is slow is no reason to leave this server's sockets for the next
+// run.
+func TestSlowTailnet(t *testing.T) {
+	here := Place{Here, "sock"}
+	w := newWorld(t.TempDir(), control, here)
+	w.After = func(time.Duration) <-chan time.Time { // every lead is over at once
+		c := make(chan time.Time)
+		close(c)
+		return c
+	}
+	slow := w.places[control]
+	slow.mu.Lock() // until here has been asked
+	w.places[here].downOnce = errPeer
+	w.places[here].asked = slow.mu.Unlock
+	put(t, w.Queue, ann(), control, here)
+	o, err := w.Once(t.Context())
+	if err != nil || len(o) != 1 || !o[0].Done() {
 		t.Errorf("%+v, %v", o, err)
 	}
 }

@@ -59,6 +59,7 @@ func (q *Queue) Try(ctx context.Context, orders ...Order) ([]Order, error) {
 		r.orders[i].Failed = map[string]error{}
 	}
 	r.close(ctx)
+	r.again(ctx)
 	r.check(ctx)
 	return r.orders, errors.Join(r.errs...)
 }
@@ -125,6 +126,23 @@ func (r *round) place(ctx context.Context, p Place) {
 	}
 }
 
+// again closes this machine for orders whose tailnet took longer than its lead
+// and has confirmed since: its tailscaled was asked too early.
+func (r *round) again(ctx context.Context) {
+	for i := range r.orders {
+		o := r.snapshot(i)
+		if slices.ContainsFunc(o.Open(), func(p Place) bool { return p.Kind == Tailnet }) {
+			continue
+		}
+		for _, p := range o.Open() {
+			if errors.Is(o.Failed[p.String()], errPeer) {
+				step, err := r.q.Open(p)
+				r.one(ctx, p, i, step, err)
+			}
+		}
+	}
+}
+
 // snapshot is an order as it is now.
 func (r *round) snapshot(i int) Order {
 	r.mu.Lock()
@@ -155,6 +173,7 @@ func (r *round) one(ctx context.Context, p Place, i int, step Step, closed error
 		if err != nil {
 			r.orders[i].Failed[p.String()] = err
 		} else {
+			delete(r.orders[i].Failed, p.String())
 			r.orders[i].Confirmed[p.String()] = Confirmation{At: r.q.Now(), What: what}
 			// The last confirmation is written after everything was read again.
 			if !r.orders[i].Done() {
