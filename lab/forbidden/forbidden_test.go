@@ -103,6 +103,9 @@ const leastTried = 20
 // ISP does, and everything that is allowed wherever a layer is left.
 func TestForbidden(t *testing.T) {
 	cfg := prepare(t)
+	if *evidence != "" {
+		cfg.Conditions = append(cfg.Conditions, MoreConditions()...)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), tryLimit)
 	defer cancel()
 	r, err := Run(ctx, cfg)

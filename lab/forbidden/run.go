@@ -42,6 +42,22 @@ func Conditions() []Condition {
 	}
 }
 
+// MoreConditions are the others of the censor's that leave a layer, for the
+// evidence. Those that leave none, or act on new connections only, show nothing
+// about what a guest may open.
+func MoreConditions() []Condition {
+	both, fallback := []tier.Layer{tier.Tailnet, tier.Yggdrasil}, []tier.Layer{tier.Yggdrasil}
+	home := censor.Hosts("home", "the operator's whole network is dropped", netip.MustParsePrefix("10.88.3.0/24"))
+	return []Condition{
+		{"udp-blocked", "UDP is dropped: the tailnet goes by its relay", []censor.Rule{censor.UDP()}, both},
+		{"wireguard-blocked", "WireGuard is dropped by signature", []censor.Rule{censor.WireGuard("wireguard")}, both},
+		{"udp-throttled", "UDP is throttled", []censor.Rule{censor.UDPAbove("throttle", 8_000)}, both},
+		{"control-reset", "the control server is reset", []censor.Rule{censor.Reset(censor.Host("control", world.Control))}, fallback},
+		{"home-blocked", home.Text, []censor.Rule{home}, fallback},
+		{"loss", "2 % of packets are lost", []censor.Rule{censor.Loss("loss", 2)}, both},
+	}
+}
+
 const (
 	// least is how long a packet that is refused has to come through after all:
 	// three tries, 1 s apart.
