@@ -40,7 +40,9 @@ func (s *Stage) sign(ctx context.Context, a *console.Act) (string, error) {
 	defer client.Close()
 
 	signWith := func(key string) error {
-		_, err := s.forge(ctx, nil, "image", "sign", "--site", s.site.File, "--key", key, ref)
+		// By the repository and not by the site: forge refuses to sign with a key
+		// that the site does not know, and a stranger has a forge of his own.
+		_, err := s.forge(ctx, nil, "image", "sign", "--identity", s.site.Image.Ref, "--key", key, ref)
 		return err
 	}
 	refused := func(id, title string) error {
