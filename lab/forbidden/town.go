@@ -272,7 +272,7 @@ func (t *town) startYggdrasil(ctx context.Context, m *machine) error {
 	config := map[string]any{
 		"IfName": interfaces[tier.Yggdrasil], "IfMTU": overlayMTU, "PrivateKeyPath": m.private, "AdminListen": "unix://" + socket,
 		"Listen": []string{}, "AllowedPublicKeys": t.cfg.Site.PeerKeys(),
-		"Edges": peers(edges), "PublicPeers": peers(t.cfg.Site.Yggdrasil.Public), "Accept": []int{},
+		"Edges": world.Peers(edges), "PublicPeers": world.Peers(t.cfg.Site.Yggdrasil.Public), "Accept": []int{},
 	}
 	switch {
 	case m.host:
@@ -304,21 +304,6 @@ func (t *town) startYggdrasil(ctx context.Context, m *machine) error {
 		}
 		return err
 	})
-}
-
-// peer is what a node reads of a site's peer.
-type peer struct {
-	Name, URL string
-	Address   netip.AddrPort
-	Key       site.Key
-}
-
-func peers(in []site.Peer) []peer {
-	out := []peer{}
-	for _, p := range in {
-		out = append(out, peer{p.Name, p.URL, p.Address, p.Key})
-	}
-	return out
 }
 
 // join joins a machine to the tailnet with a key of its tier.

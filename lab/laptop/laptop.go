@@ -102,18 +102,10 @@ func (l *Laptop) at(name string) string { return filepath.Join(l.cfg.Dir, name) 
 // configure writes what the image has at /usr/share/veilor/ygg.json, with this
 // laptop's paths.
 func (l *Laptop) configure() error {
-	type peer struct{ Name, URL, Address, Key string }
-	peers := func(from []site.Peer) []peer {
-		to := []peer{}
-		for _, p := range from {
-			to = append(to, peer{p.Name, p.URL, p.Address.String(), string(p.Key)})
-		}
-		return to
-	}
 	text, err := json.Marshal(map[string]any{
 		"IfName": "ygg0", "IfMTU": 1280, "PrivateKeyPath": l.at("key.pem"), "AdminListen": "unix://" + l.at("ygg.sock"),
 		"Listen": []string{}, "AllowedPublicKeys": l.cfg.Site.PeerKeys(), "Accept": []int{},
-		"Edges": peers(l.cfg.Site.Yggdrasil.Edges), "PublicPeers": peers(l.cfg.Site.Yggdrasil.Public),
+		"Edges": world.Peers(l.cfg.Site.Yggdrasil.Edges), "PublicPeers": world.Peers(l.cfg.Site.Yggdrasil.Public),
 	})
 	if err != nil {
 		return err

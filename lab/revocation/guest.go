@@ -103,7 +103,7 @@ func (r *run) joinYggdrasil(ctx context.Context, g *guest) error {
 	s := r.cfg.World.Site
 	text, err := json.Marshal(map[string]any{
 		"IfName": "ygg0", "IfMTU": 1280, "PrivateKeyPath": keyFile, "AdminListen": "unix://" + filepath.Join(dir, "admin.sock"),
-		"Listen": []string{}, "AllowedPublicKeys": s.PeerKeys(), "Edges": peers(s.Yggdrasil.Edges), "PublicPeers": peers(s.Yggdrasil.Public), "Accept": []int{},
+		"Listen": []string{}, "AllowedPublicKeys": s.PeerKeys(), "Edges": world.Peers(s.Yggdrasil.Edges), "PublicPeers": world.Peers(s.Yggdrasil.Public), "Accept": []int{},
 	})
 	if err != nil {
 		return err
@@ -116,15 +116,6 @@ func (r *run) joinYggdrasil(ctx context.Context, g *guest) error {
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+r.cfg.World.WebCA.CertFile())
 	g.ygg, err = daemon.Start(g.ns, "the veilor-ygg of "+g.name, filepath.Join(r.cfg.World.Logs, "ygg-"+g.name+".log"), cmd)
 	return err
-}
-
-// peers are as a node's configuration has them.
-func peers(of []site.Peer) []map[string]any {
-	ps := []map[string]any{}
-	for _, p := range of {
-		ps = append(ps, map[string]any{"Name": p.Name, "URL": p.URL, "Address": p.Address, "Key": p.Key})
-	}
-	return ps
 }
 
 // addresses are the guest's, as the server sees them.

@@ -65,10 +65,10 @@ type Edge struct {
 	name string // "edge-1", as the site calls it
 	ns   *namespace.Namespace
 	dir  string
-	key  string     // file with its private key
-	host site.Key   // its public key
-	up   []edgePeer // edges that it peers with itself
-	open []uint16   // ports of its own address
+	key  string   // file with its private key
+	host site.Key // its public key
+	up   []Peer   // edges that it peers with itself
+	open []uint16 // ports of its own address
 	// tiers is the site file whose tiers say what is open instead, for the host
 	// of this name.
 	tiers, as string
@@ -90,20 +90,26 @@ type edgeConfig struct {
 	Host              string `json:",omitempty"`
 	Listen            []string
 	AllowedPublicKeys []site.Key
-	Edges             []edgePeer
-	PublicPeers       []edgePeer
+	Edges             []Peer
+	PublicPeers       []Peer
 	Accept            []uint16
 }
 
-type edgePeer struct {
+// Peer is one that a node dials, as its configuration has it.
+type Peer struct {
 	Name    string
 	URL     string
 	Address netip.AddrPort
 	Key     site.Key
 }
 
-func wire(p site.Peer) edgePeer {
-	return edgePeer{Name: p.Name, URL: p.URL, Address: p.Address, Key: p.Key}
+// Peers are those of a site; never nil, which the configuration does not know.
+func Peers(from []site.Peer) []Peer {
+	to := []Peer{}
+	for _, p := range from {
+		to = append(to, Peer{Name: p.Name, URL: p.URL, Address: p.Address, Key: p.Key})
+	}
+	return to
 }
 
 // startEdge runs the home node, which admits nobody yet, behind TLS. With an
@@ -115,7 +121,7 @@ func (w *World) startEdge(ctx context.Context) error {
 		e.tiers, e.as, e.open = w.cfg.SiteFile, host.Name, nil
 	}
 	if w.cfg.FarEdgeKey != "" {
-		e.up = append(e.up, wire(w.cfg.Site.Yggdrasil.Edges[1]))
+		e.up = Peers(w.cfg.Site.Yggdrasil.Edges[1:2])
 	}
 	w.Edge = e
 	if err := e.begin(ctx); err != nil {
@@ -173,11 +179,9 @@ func (e *Edge) start(ctx context.Context) error {
 		SitePath: e.tiers, Host: e.as,
 		// Its own key first: to the library an empty list means everybody.
 		AllowedPublicKeys: append([]site.Key{e.host}, e.admits...),
-		Edges:             append([]edgePeer{}, e.up...),
+		Edges:             append([]Peer{}, e.up...),
+		PublicPeers:       Peers(e.w.cfg.Site.Yggdrasil.Public),
 		Accept:            append([]uint16{}, e.open...),
-	}
-	for _, p := range e.w.cfg.Site.Yggdrasil.Public {
-		c.PublicPeers = append(c.PublicPeers, wire(p))
 	}
 	text, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {

@@ -284,7 +284,7 @@ func yggLeg(ctx context.Context, t *testing.T, f *fixture, w *world.World, servi
 	s := f.lab.Site
 	text, err := json.Marshal(map[string]any{
 		"IfName": "ygg0", "IfMTU": 1280, "PrivateKeyPath": keyFile, "AdminListen": "unix://" + filepath.Join(dir, "admin.sock"),
-		"Listen": []string{}, "AllowedPublicKeys": s.PeerKeys(), "Edges": s.Yggdrasil.Edges, "PublicPeers": s.Yggdrasil.Public, "Accept": []int{},
+		"Listen": []string{}, "AllowedPublicKeys": s.PeerKeys(), "Edges": world.Peers(s.Yggdrasil.Edges), "PublicPeers": world.Peers(s.Yggdrasil.Public), "Accept": []int{},
 	})
 	if err != nil {
 		t.Fatal(err)
