@@ -188,7 +188,9 @@ func (row *Row) add(c Cell) {
 			continue
 		}
 		have.Rounds = append(have.Rounds, c.Rounds...)
-		have.Seconds = slices.Max(have.Rounds)
+		if len(have.Rounds) > 0 { // not if it says nothing
+			have.Seconds = max(0, slices.Max(have.Rounds))
+		}
 		if have.Result != c.Result {
 			have.Result = Flaky
 		}

@@ -59,6 +59,7 @@ func TestMerge(t *testing.T) {
 	one := func(seconds float64) *Record {
 		r := Row{ID: "x", Hits: map[string]uint64{"udp": 2}, Return: seconds}
 		r.add(Cell{Layer: Product, Mode: New, Result: Green, Seconds: seconds, Rounds: []float64{seconds}})
+		r.add(Cell{Layer: Product, Mode: Fresh, Result: NA, Reason: "it says nothing"})
 		return &Record{Commit: "c", Rounds: 1, Rows: []Row{r}}
 	}
 	r := one(1)
