@@ -51,7 +51,6 @@ func MoreConditions() []Condition {
 	return []Condition{
 		{"udp-blocked", "UDP is dropped: the tailnet goes by its relay", []censor.Rule{censor.UDP()}, both},
 		{"wireguard-blocked", "WireGuard is dropped by signature", []censor.Rule{censor.WireGuard("wireguard")}, both},
-		{"udp-throttled", "UDP is throttled", []censor.Rule{censor.UDPAbove("throttle", 8_000)}, both},
 		{"control-reset", "the control server is reset", []censor.Rule{censor.Reset(censor.Host("control", world.Control))}, fallback},
 		{"home-blocked", home.Text, []censor.Rule{home}, fallback},
 		{"loss", "2 % of packets are lost", []censor.Rule{censor.Loss("loss", 2)}, both},
