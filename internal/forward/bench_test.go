@@ -111,12 +111,17 @@ func BenchmarkForwardSetup(b *testing.B) {
 		d = append(d, once(direct))
 		f = append(f, once(via))
 	}
-	slices.Sort(d)
-	slices.Sort(f)
-	md, mf := d[len(d)/2], f[len(f)/2]
-	b.ReportMetric(float64(md.Microseconds()), "direct-µs")
-	b.ReportMetric(float64(mf.Microseconds()), "forward-µs")
-	b.ReportMetric(float64((mf - md).Microseconds()), "added-µs")
+	reportMedians(b, d, f)
+}
+
+// reportMedians reports what the forwarder adds to a direct connection.
+func reportMedians(b *testing.B, direct, forwarded []time.Duration) {
+	slices.Sort(direct)
+	slices.Sort(forwarded)
+	d, f := direct[len(direct)/2], forwarded[len(forwarded)/2]
+	b.ReportMetric(float64(d.Microseconds()), "direct-µs")
+	b.ReportMetric(float64(f.Microseconds()), "forward-µs")
+	b.ReportMetric(float64((f - d).Microseconds()), "added-µs")
 }
 
 // BenchmarkForwardEcho measures a question and its answer on an open connection
@@ -143,12 +148,7 @@ func BenchmarkForwardEcho(b *testing.B) {
 		d = append(d, once(direct))
 		f = append(f, once(forwarded))
 	}
-	slices.Sort(d)
-	slices.Sort(f)
-	md, mf := d[len(d)/2], f[len(f)/2]
-	b.ReportMetric(float64(md.Microseconds()), "direct-µs")
-	b.ReportMetric(float64(mf.Microseconds()), "forward-µs")
-	b.ReportMetric(float64((mf - md).Microseconds()), "added-µs")
+	reportMedians(b, d, f)
 }
 
 // BenchmarkForwardConnections opens MaxConns connections, or what is allowed, and reports what one

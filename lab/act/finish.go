@@ -8,7 +8,6 @@ import (
 	"html/template"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/veilor/veilor-os/internal/matrix"
 	"github.com/veilor/veilor-os/lab/floors"
+	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/report"
 )
 
@@ -73,7 +73,7 @@ func (s *Stage) writeReport(began time.Time) error {
 	if p.Floors, err = s.floors(); err != nil {
 		return err
 	}
-	p.Commit = s.commit()
+	p.Commit = program.Commit(s.Source)
 	p.Versions = s.versions()
 	return p.Write(filepath.Join(s.Out, "report.html"))
 }
@@ -111,15 +111,6 @@ func (s *Stage) floors() (template.HTML, error) {
 		return "", fmt.Errorf("drawing the floors: %w", err)
 	}
 	return template.HTML(svg.String()), nil
-}
-
-// commit of this checkout; "-dirty" if there is more in it.
-func (s *Stage) commit() string {
-	out, err := exec.Command("git", "-c", "safe.directory="+s.Source, "-C", s.Source, "describe", "--always", "--dirty", "--abbrev=12").Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(out))
 }
 
 // versions of what took part: of our Go programs' modules, and of the tools.

@@ -5,7 +5,6 @@ import (
 	"debug/buildinfo"
 	"flag"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -44,7 +43,7 @@ func prepare(t *testing.T) Config {
 	})
 	return Config{
 		Authority: f.Authority, Conditions: Conditions(), Now: time.Now,
-		Commit: commit(), Versions: versions(f.Programs), World: f.World,
+		Commit: program.Commit("../.."), Versions: versions(f.Programs), World: f.World,
 	}
 }
 
@@ -57,19 +56,6 @@ func showLogs(t *testing.T, dir string) {
 		}
 		t.Logf("%s ends:\n%s", filepath.Base(f), data)
 	}
-}
-
-// commit of this checkout; "-dirty" if there is more in it.
-func commit() string {
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		return "unknown"
-	}
-	out, err := exec.Command("git", "-c", "safe.directory="+root, "-C", root, "describe", "--always", "--dirty", "--abbrev=12").Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(out))
 }
 
 // versions of the modules that the daemons were built from.

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -123,19 +122,6 @@ func showLogs(t *testing.T, dir string) {
 	}
 }
 
-// commit of this checkout; "-dirty" if there is more in it.
-func commit() string {
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		return "unknown"
-	}
-	out, err := exec.Command("git", "-c", "safe.directory="+root, "-C", root, "describe", "--always", "--dirty", "--abbrev=12").Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(out))
-}
-
 // Whoever is revoked gets nowhere, on no layer, whatever else is wrong at the
 // time; and nobody else notices.
 func TestRevocation(t *testing.T) {
@@ -164,7 +150,7 @@ func TestRevocation(t *testing.T) {
 		Commit string `json:"commit"`
 		Unit   string `json:"unit"`
 		*Result
-	}{time.Now().UTC().Format(time.RFC3339), commit(), "seconds", r}, "", "  ")
+	}{time.Now().UTC().Format(time.RFC3339), program.Commit("../.."), "seconds", r}, "", "  ")
 	if err == nil {
 		err = renameio.WriteFile(*evidence, append(text, '\n'), 0o644)
 	}

@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/veilor/veilor-os/lab/floors"
 	"github.com/veilor/veilor-os/lab/outfit"
+	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/sandbox"
 )
 
@@ -110,7 +110,7 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer stop()
-	record := floors.Record{Date: began.UTC().Truncate(time.Second), Commit: commit(o.source), Rounds: o.rounds}
+	record := floors.Record{Date: began.UTC().Truncate(time.Second), Commit: program.Commit(o.source), Rounds: o.rounds}
 	if o.idle > 0 {
 		record.Idle, record.IdleRounds = o.idle.Seconds(), o.rounds
 	}
@@ -188,13 +188,4 @@ func promised(r *floors.Record) error {
 		return fmt.Errorf("promises that do not hold:\n  %s", strings.Join(broken, "\n  "))
 	}
 	return nil
-}
-
-// commit of the checkout; "-dirty" if there is more in it.
-func commit(source string) string {
-	out, err := exec.Command("git", "-c", "safe.directory=*", "-C", source, "describe", "--always", "--dirty", "--abbrev=12").Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(out))
 }
