@@ -54,7 +54,9 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 		return err
 	}
 	ring := timeline.Open(a.timeline, log)
-	fwd.Tell(ring.Add)
+	g, ctx := errgroup.WithContext(ctx)
+	watching, changed := watch(ctx, fwd)
+	fwd.Tell(func(n forward.News) { ring.Add(n); changed() })
 	wish, err := quiet.Read(a.quietFile)
 	if err != nil {
 		log.Warn("being quiet, to be sure", "err", err)
@@ -62,17 +64,16 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 	if wish != nil {
 		fwd.Quiet(true)
 	}
-	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return dns.Serve(ctx) })
 	g.Go(func() error { return fwd.Serve(ctx) })
 	g.Go(func() error {
-		return meshsock.Server{Handler: questions(fwd, ring), Allow: mayAsk}.Serve(ctx, socket)
+		return meshsock.Server{Handler: questions(fwd, ring, watching), Allow: mayAsk}.Serve(ctx, socket)
 	})
 	g.Go(func() error { ring.Keep(ctx); return nil })
 	g.Go(func() error { a.refresh(ctx, log, s); return nil })
 	g.Go(func() error {
 		// Without it a lost layer is found by the next connection.
-		if err := linkwatch.Watch(ctx, func() { fwd.LinkChanged(ctx) }); err != nil {
+		if err := linkwatch.Watch(ctx, func() { fwd.LinkChanged(ctx); changed() }); err != nil {
 			log.Warn("changes of the network will be noticed late", "err", err)
 		}
 		return nil
@@ -95,7 +96,7 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 func mayAsk(uid uint32) bool { return loopfilter.LoggedIn(uid) || int(uid) == os.Getuid() }
 
 // questions is what the socket answers.
-func questions(fwd *forward.Forwarder, ring *timeline.Ring) http.Handler {
+func questions(fwd *forward.Forwarder, ring *timeline.Ring, watching http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		meshsock.Answer(w, map[string]any{"services": status.Services(fwd.Status(r.Context()))})
@@ -120,6 +121,7 @@ func questions(fwd *forward.Forwarder, ring *timeline.Ring) http.Handler {
 	mux.HandleFunc("GET /log", func(w http.ResponseWriter, _ *http.Request) {
 		meshsock.Answer(w, status.Log{Events: ring.Events()})
 	})
+	mux.HandleFunc("GET /watch", watching)
 	mux.HandleFunc("POST /quiet", meshsock.RootOnly(func(w http.ResponseWriter, r *http.Request) {
 		var wish quietWish
 		if err := json.NewDecoder(r.Body).Decode(&wish); err != nil {

@@ -216,6 +216,26 @@ func (c Client) Post(ctx context.Context, path string, in any) error {
 }
 
 func (c Client) do(ctx context.Context, method, path string, in, out any) error {
+	resp, err := c.ask(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("reading its answer: %w", err)
+	}
+	if err := refusal(resp, data); err != nil || out == nil {
+		return err
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("reading its answer: %w", err)
+	}
+	return nil
+}
+
+// ask sends a question and returns the answer with its body unread.
+func (c Client) ask(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -226,42 +246,33 @@ func (c Client) do(ctx context.Context, method, path string, in, out any) error 
 	if in != nil {
 		data, err := json.Marshal(in)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		body = bytes.NewReader(data)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://mesh"+path, body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := client.Do(req)
-	if err != nil {
-		switch {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-			return fmt.Errorf("nobody listens on %s", filepath.Clean(c.Path))
-		case errors.Is(err, context.DeadlineExceeded):
-			return errors.New("no answer in time")
-		}
-		return err
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return fmt.Errorf("reading its answer: %w", err)
-	}
 	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("nobody listens on %s", filepath.Clean(c.Path))
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, errors.New("no answer in time")
+	}
+	return resp, err
+}
+
+// refusal is what an answer that is none says; nil if it is one.
+func refusal(resp *http.Response, data []byte) error {
+	switch why := strings.TrimSpace(string(data)); {
 	case resp.StatusCode == http.StatusNotFound:
 		return ErrNotFound
-	case resp.StatusCode/100 != 2:
-		if why := strings.TrimSpace(string(data)); why != "" && len(why) < 200 {
-			return fmt.Errorf("it says: %s", why)
-		}
-		return fmt.Errorf("it says %s", strings.ToLower(resp.Status))
-	case out == nil:
+	case resp.StatusCode/100 == 2:
 		return nil
+	case why != "" && len(why) < 200:
+		return fmt.Errorf("it says: %s", why)
 	}
-	if err := json.Unmarshal(data, out); err != nil {
-		return fmt.Errorf("reading its answer: %w", err)
-	}
-	return nil
+	return fmt.Errorf("it says %s", strings.ToLower(resp.Status))
 }
