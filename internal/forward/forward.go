@@ -127,6 +127,7 @@ type service struct {
 	mesh    *mesh.Service
 	flows   map[mesh.Layer]map[*flow]bool
 	changed chan struct{} // closed and replaced at every observation
+	due     time.Time     // when tend wakes by itself; zero for never
 	refused map[string]Refusals
 	logged  map[string]time.Time // when a refusal was last complained about
 	canary  Canary
@@ -234,6 +235,7 @@ func (s *service) tend(ctx context.Context) error {
 			probes, changes = s.mesh.Due(s.now())
 			next, ok = s.mesh.Next()
 		}
+		s.due = next
 		if len(changes) > 0 {
 			s.broadcast()
 		}
@@ -267,9 +269,13 @@ func (s *service) on(e mesh.Event) {
 	s.mu.Lock()
 	changes := s.mesh.On(e)
 	s.broadcast()
+	next, ok := s.mesh.Next()
+	early := ok && (s.due.IsZero() || next.Before(s.due))
 	s.mu.Unlock()
 	s.apply(changes)
-	s.nudge()
+	if early { // else every connection would wake tend twice for nothing
+		s.nudge()
+	}
 }
 
 // nudge lets tend ask mesh what is due.

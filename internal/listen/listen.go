@@ -15,6 +15,9 @@ import (
 func TCP(ctx context.Context, addr netip.AddrPort, what string) (*net.TCPListener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // splice(2) wants plain TCP, and loopback has one path
+	// No client on loopback vanishes without a word: Go's question every 15 s
+	// would only wake the machine.
+	lc.KeepAlive = -1
 	l, err := lc.Listen(ctx, "tcp", addr.String())
 	if err != nil {
 		return nil, explain(err, "tcp", "-ltnp", addr, what)
