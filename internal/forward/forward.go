@@ -477,6 +477,7 @@ func (s *service) refuse(client *net.TCPConn, no *refused) {
 	default:
 		s.log.Warn("refusing a connection: its client does not say by TLS whom it wants", "why", no.why)
 	}
+	s.tell(News{At: now, What: RefusedOne, Service: s.Name, Why: no.why})
 }
 
 // clip bounds a name that a stranger chose. A DNS name has at most 253

@@ -71,7 +71,12 @@ func TestNameDecides(t *testing.T) {
 	o := serve(t, netip.AddrPortFrom(tailnetAddr, port), secure(cert, func(c net.Conn) { io.Copy(c, c) }))
 	r1, _ := routes()
 	var logs bytes.Buffer
-	f, addr := startTLS(t, port, roots, slog.New(slog.NewTextHandler(&logs, nil)), r1)
+	f := New([]Service{{Name: "x.veilor", Listen: serviceAddr, Ports: []uint16{port}, TLS: []uint16{port}, Routes: []Route{r1}}}, slog.New(slog.NewTextHandler(&logs, nil)), nil)
+	f.services[0].roots = roots
+	news := make(chan News, 100)
+	f.Tell(func(n News) { news <- n })
+	run(t, f)
+	addr := netip.AddrPortFrom(serviceAddr, port).String()
 
 	for _, name := range []string{"x.veilor", "X.Veilor"} {
 		c, err := tls.Dial("tcp", addr, &tls.Config{ServerName: name, RootCAs: roots})
@@ -112,6 +117,22 @@ func TestNameDecides(t *testing.T) {
 	}
 	if got[WrongName].Name != "evil.example" {
 		t.Errorf("the name it wanted: %q", got[WrongName].Name)
+	}
+	// Who watches is told once of each reason.
+	var told []string
+	for len(told) < 3 {
+		select {
+		case n := <-news:
+			if n.What == RefusedOne {
+				told = append(told, n.Why)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("told of %q only", told)
+		}
+	}
+	slices.Sort(told)
+	if !slices.Equal(told, []string{NoName, NotTLS, WrongName}) {
+		t.Errorf("told of %q", told)
 	}
 	if n := strings.Count(logs.String(), "wants=evil.example"); n != 1 {
 		t.Errorf("logged %d times, want once:\n%s", n, logs.String())

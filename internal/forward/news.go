@@ -21,6 +21,9 @@ const (
 	QuietChanged = "quiet"
 	// LinkChanged: an interface or a route came or went.
 	LinkChanged = "link"
+	// RefusedOne: a client was let nowhere, for the reason in Why. It is told once
+	// an hour for each reason, however many there are.
+	RefusedOne = "refused"
 )
 
 // News is one thing that happened, worth remembering.

@@ -294,6 +294,8 @@ func Said(n forward.News) string {
 		return fmt.Sprintf("the fallback %s was tried and failed%s", n.Layer, because)
 	case forward.QuietChanged:
 		return "quiet " + n.To + ended
+	case forward.RefusedOne:
+		return "a connection was let nowhere" + because
 	case forward.LinkChanged:
 		return "the network changed"
 	}
