@@ -1,0 +1,135 @@
+package cost
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestReadBenchmarks(t *testing.T) {
+	got, err := ReadBenchmarks(strings.NewReader(`goos: linux
+goarch: amd64
+pkg: example.org/forward
+cpu: Some Processor
+BenchmarkForwardEcho-2   	    3000	    670262 ns/op	        27.47 added-µs	        34.33 direct-µs
+BenchmarkPacket/guests=10-2	 100	 5 ns/op
+BenchmarkLoose
+BenchmarkSkipped-2: says something
+PASS
+ok  	example.org/forward	4.2s
+pkg: example.org/acl
+BenchmarkCompile/guests=1000 	      10	 120 ns/op	 96 B/op	 4 allocs/op
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Benchmark{
+		{"example.org/forward", "ForwardEcho", 3000, map[string]float64{"ns/op": 670262, "added-µs": 27.47, "direct-µs": 34.33}},
+		{"example.org/forward", "Packet/guests=10", 100, map[string]float64{"ns/op": 5}},
+		{"example.org/acl", "Compile/guests=1000", 10, map[string]float64{"ns/op": 120, "B/op": 96, "allocs/op": 4}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if _, err := ReadBenchmarks(strings.NewReader("BenchmarkX 1 many ns/op\n")); err == nil {
+		t.Error("a figure that is none is read")
+	}
+}
+
+func TestSizes(t *testing.T) {
+	got := sizes([]byte("00400000-7ffe rollup\nRss:               16384 kB\nPss:                8192 kB\nName:\tveilor\nThreads:\t8\nVmHWM:\t   20480 kB\n"))
+	if diff := cmp.Diff(map[string]int64{"Rss": 16 << 20, "Pss": 8 << 20, "VmHWM": 20 << 20}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestInterfaces(t *testing.T) {
+	got := interfaces([]byte(`Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0
+tailscale0: 5000     20    0    0    0     0          0         0     7000      30    0    0    0     0       0          0
+`))
+	if diff := cmp.Diff(map[string]Wire{"lo": {100, 100}, "tailscale0": {7000, 5000}}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestOwnProcess reads what the kernel says of this very process.
+func TestOwnProcess(t *testing.T) {
+	before, err := processorTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0
+	for until := time.Now().Add(20 * time.Millisecond); time.Now().Before(until); {
+		sum++
+	}
+	after, err := processorTime(os.Getpid())
+	if err != nil || after <= before {
+		t.Errorf("processor time went from %v to %v, %v (%d)", before, after, err, sum)
+	}
+	m, err := memoryOf(os.Getpid())
+	if err != nil || m.Anonymous <= 0 || m.Resident < m.Anonymous || m.Peak < m.Resident/2 {
+		t.Errorf("memory = %+v, %v", m, err)
+	}
+	all, err := inNamespace("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, p := range all {
+		found = found || p.pid == os.Getpid() && len(p.args) > 0
+	}
+	if !found {
+		t.Error("this process is not in its own network namespace")
+	}
+	if _, err := daemonsOf(all); err == nil {
+		t.Error("a laptop's daemons were found here")
+	}
+}
+
+func TestTimes(t *testing.T) {
+	var all []time.Duration
+	for i := 100; i > 0; i-- {
+		all = append(all, time.Duration(i)*time.Millisecond)
+	}
+	if diff := cmp.Diff(Times{100, 51, 96, 100}, timesOf(all, time.Millisecond)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if all[0] != 100*time.Millisecond {
+		t.Error("the durations were put in another order")
+	}
+}
+
+// TestJudge: a promise holds or not, tailscaled's figures are nobody's promise,
+// and the table names what does not hold.
+func TestJudge(t *testing.T) {
+	r := Record{
+		Idle: Idle{Seconds: 240, Rare: Wire{Up: 1e6}, Daemons: []Daemon{
+			{Name: mesh, Ours: true, Memory: Memory{Resident: 21 * MB}, Core: 0.05, Day: Wire{}},
+			{Name: ygg, Ours: true, Memory: Memory{Resident: 20 * MB}, Core: 0.05, Day: Wire{Up: 1e6, Down: 1e6}},
+			{Name: tailscaled, Memory: Memory{Resident: 80 * MB}, Core: 1, Day: Wire{Up: 9e6}},
+		}},
+		Status: Status{Warm: Times{Median: 30}, Cold: Times{Median: 60}},
+		Paths:  []Path{{Layer: tailnet, Ratio: 0.97, Answer: Added{Added: 20}}},
+		Benchmarks: []Benchmark{
+			{Name: "ForwardEcho", Metrics: map[string]float64{"added-µs": 101}},
+			{Name: "ForwardSetup", Metrics: map[string]float64{"added-µs": 500}},
+		},
+	}
+	r.Judge()
+	want := []string{
+		"memory of our daemons, resident: 41 MB, promised 40",
+		"`veilor status` after a rest, median: 60 ms, promised 50",
+		"ForwardEcho, median added: 101 µs, promised 100",
+	}
+	if diff := cmp.Diff(want, r.Broken()); diff != "" {
+		t.Errorf("broken (-want +got):\n%s", diff)
+	}
+	if text := r.Markdown(); strings.Count(text, "does not hold") != len(want) || !strings.Contains(text, "| bytes of our daemons on the wire, idle | 3 MB/day | 5 | holds |") {
+		t.Errorf("the table says:\n%s", text)
+	}
+}

@@ -1,0 +1,107 @@
+package cost
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/veilor/veilor-os/lab/world"
+)
+
+const (
+	// leg is the router's interface to the laptop.
+	leg = "to-laptop"
+	// questions are the bytes of DNS; the other classes are named after daemons.
+	questions = "dns"
+)
+
+// meter counts bytes on the ISP's side of the laptop's cable.
+type meter struct {
+	conn   *nftables.Conn
+	table  *nftables.Table
+	chains map[*nftables.Chain]func(*Wire) *int64
+}
+
+// newMeter counts from now on. What goes to a Yggdrasil peer is veilor-ygg's, what
+// asks a resolver nobody's, the rest tailscaled's: veilor-mesh sends by the
+// overlays only.
+func newMeter(router int) (*meter, error) {
+	conn, err := nftables.New(nftables.WithNetNSFd(router))
+	if err != nil {
+		return nil, fmt.Errorf("counting bytes: %w", err)
+	}
+	m := &meter{conn: conn, chains: map[*nftables.Chain]func(*Wire) *int64{}}
+	m.table = conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "meter"})
+	accept := nftables.ChainPolicyAccept
+	for _, d := range []struct {
+		name string
+		hook *nftables.ChainHook
+		// before addresses are translated, and after they are translated back
+		priority *nftables.ChainPriority
+		leg      expr.MetaKey
+		// address and port of the other end, in the headers
+		address, port uint32
+		count         func(*Wire) *int64
+	}{
+		{"up", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, expr.MetaKeyIIFNAME, 16, 2, func(w *Wire) *int64 { return &w.Up }},
+		{"down", nftables.ChainHookPostrouting, nftables.ChainPriorityLast, expr.MetaKeyOIFNAME, 12, 0, func(w *Wire) *int64 { return &w.Down }},
+	} {
+		chain := conn.AddChain(&nftables.Chain{Name: d.name, Table: m.table, Type: nftables.ChainTypeFilter,
+			Hooknum: d.hook, Priority: d.priority, Policy: &accept})
+		m.chains[chain] = d.count
+		add := func(class string, match ...expr.Any) {
+			name := make([]byte, unix.IFNAMSIZ)
+			copy(name, leg)
+			on := []expr.Any{
+				&expr.Meta{Key: d.leg, Register: 1},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+			}
+			conn.AddRule(&nftables.Rule{Table: m.table, Chain: chain, UserData: []byte(class),
+				Exprs: append(append(on, match...), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})})
+		}
+		protocol := func(p byte) []expr.Any {
+			return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}}}
+		}
+		for _, peer := range []netip.Addr{world.EdgeAddress, world.FarEdgeAddress, world.PeerAddress} {
+			add(ygg, append(protocol(unix.IPPROTO_TCP),
+				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}},
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: d.address, Len: 4},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: peer.AsSlice()})...)
+		}
+		for _, p := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+			add(questions, append(protocol(p),
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: d.port, Len: 2},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0, 53}})...)
+		}
+		add(tailscaled)
+	}
+	if err := conn.Flush(); err != nil {
+		return nil, fmt.Errorf("counting bytes: %w", err)
+	}
+	return m, nil
+}
+
+// read is what each class has had so far.
+func (m *meter) read() (map[string]Wire, error) {
+	total := map[string]Wire{}
+	for chain, count := range m.chains {
+		rules, err := m.conn.GetRules(m.table, chain)
+		if err != nil {
+			return nil, fmt.Errorf("reading the counters: %w", err)
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if n, ok := e.(*expr.Counter); ok {
+					w := total[string(r.UserData)]
+					*count(&w) += int64(n.Bytes)
+					total[string(r.UserData)] = w
+				}
+			}
+		}
+	}
+	return total, nil
+}

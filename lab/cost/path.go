@@ -1,0 +1,220 @@
+package cost
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/veilor/veilor-os/lab/censor"
+	"github.com/veilor/veilor-os/lab/namespace"
+	"github.com/veilor/veilor-os/lab/world"
+)
+
+const (
+	// download is what one round of throughput fetches: a second or so of an
+	// overlay, so that a connection's slow start is little of it.
+	download  = 32 << 20
+	downloads = 9
+	// answers and connects are rounds of small questions. Medians of so many
+	// differ by some microseconds from run to run.
+	answers  = 1000
+	connects = 100
+
+	// patience bounds one request.
+	patience = time.Minute
+	// switchLimit is for the forwarder to take the other layer.
+	switchLimit = 30 * time.Second
+)
+
+// client asks the service at one address.
+type client struct {
+	service string
+	http    *http.Client
+}
+
+func newClient(ns *namespace.Namespace, service string, at netip.Addr, roots *x509.CertPool, keep bool) *client {
+	return &client{service: service, http: &http.Client{Timeout: patience, Transport: &http.Transport{
+		TLSClientConfig:   &tls.Config{RootCAs: roots},
+		DisableKeepAlives: !keep,
+		MaxConnsPerHost:   1,
+		// The service's bytes, and not what comes out of compressing them.
+		DisableCompression: true,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return ns.DialContext(ctx, network, netip.AddrPortFrom(at, 443).String())
+		},
+	}}}
+}
+
+// get fetches path and returns how long that took and from which address the
+// service saw the question come, if it says.
+func (c *client) get(ctx context.Context, path string) (took time.Duration, from netip.Addr, err error) {
+	began := time.Now()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.service+path, nil)
+	if err != nil {
+		return 0, from, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return 0, from, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return 0, from, fmt.Errorf("fetching %s: status %d", path, resp.StatusCode)
+	}
+	if path != "/" {
+		_, err = io.Copy(io.Discard, resp.Body)
+		return time.Since(began), from, err
+	}
+	var answer struct{ From netip.Addr }
+	text, err := io.ReadAll(resp.Body)
+	took = time.Since(began)
+	if err == nil {
+		err = json.Unmarshal(text, &answer)
+	}
+	return took, answer.From, err
+}
+
+func (c *client) close() { c.http.CloseIdleConnections() }
+
+// tailnetRange is what the tailnet has addresses from (RFC 6598).
+var tailnetRange = netip.MustParsePrefix("100.64.0.0/10")
+
+// Layers, as `veilor status` calls them.
+const (
+	tailnet   = "tailnet"
+	yggdrasil = "yggdrasil"
+)
+
+// layerOf is the layer that a question came by.
+func layerOf(from netip.Addr) string {
+	if tailnetRange.Contains(from) {
+		return tailnet
+	}
+	return yggdrasil
+}
+
+// measurePaths measures the forwarder on both layers; on the second while the
+// first is blocked, since it chooses for itself.
+func (t *town) measurePaths(ctx context.Context) ([]Path, error) {
+	direct, fallback := t.world.ServiceAddresses()
+	var paths []Path
+	for _, l := range []struct {
+		name string
+		at   netip.Addr
+	}{{tailnet, direct}, {yggdrasil, fallback}} {
+		if l.name == yggdrasil {
+			rules := []censor.Rule{censor.Beyond(censor.UDP()), censor.Host("control", world.Control)}
+			if err := t.world.Censor.Block(rules...); err != nil {
+				return nil, err
+			}
+			defer t.world.Censor.Clear()
+		}
+		t.say("the forwarder on the %s", l.name)
+		p, err := t.measurePath(ctx, l.name, l.at)
+		if err != nil {
+			return nil, fmt.Errorf("measuring the forwarder on the %s: %w", l.name, err)
+		}
+		paths = append(paths, p)
+	}
+	return paths, nil
+}
+
+// await waits until the forwarder carries new connections by the named layer.
+func (t *town) await(ctx context.Context, layer string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, switchLimit, fmt.Errorf("not on the %s after %v", layer, switchLimit))
+	defer cancel()
+	c := t.client(t.loopback, false)
+	for {
+		_, from, err := c.get(ctx, "/")
+		if err == nil && layerOf(from) == layer {
+			return nil
+		}
+		if pause(ctx, 200*time.Millisecond) != nil {
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+func (t *town) measurePath(ctx context.Context, layer string, at netip.Addr) (Path, error) {
+	p := Path{Layer: layer, Rounds: downloads}
+	if err := t.await(ctx, layer); err != nil {
+		return p, err
+	}
+	bytes := fmt.Sprintf("/bytes/%d", download)
+	d, f, err := t.pairs(ctx, layer, at, bytes, true, downloads)
+	if err != nil {
+		return p, err
+	}
+	var ratios []float64
+	for i := range d {
+		ratios = append(ratios, d[i].Seconds()/f[i].Seconds())
+	}
+	rate := func(all []time.Duration) float64 { return round(download / MB / median(all).Seconds()) }
+	p.Direct, p.Forward, p.Ratio = rate(d), rate(f), round(median(ratios))
+	if d, f, err = t.pairs(ctx, layer, at, "/", true, answers); err != nil {
+		return p, err
+	}
+	p.Answer = addedOf(d, f)
+	if d, f, err = t.pairs(ctx, layer, at, "/", false, connects); err != nil {
+		return p, err
+	}
+	p.Connect = addedOf(d, f)
+	return p, nil
+}
+
+// pairs asks directly and by the forwarder in turn, each first every other time,
+// and checks that the layer stays the same.
+func (t *town) pairs(ctx context.Context, layer string, at netip.Addr, path string, keep bool, rounds int) (direct, forward []time.Duration, err error) {
+	clients := [2]*client{t.client(at, keep), t.client(t.loopback, keep)}
+	defer clients[0].close()
+	defer clients[1].close()
+	var took [2][]time.Duration
+	for i := -1; i < rounds; i++ { // once to warm up
+		for j := range clients {
+			which := (i + 1 + j) % 2
+			d, from, err := clients[which].get(ctx, path)
+			if err != nil {
+				return nil, nil, err
+			}
+			if from.IsValid() && layerOf(from) != layer {
+				return nil, nil, fmt.Errorf("a question came by the %s", layerOf(from))
+			}
+			if i >= 0 {
+				took[which] = append(took[which], d)
+			}
+		}
+	}
+	return took[0], took[1], nil
+}
+
+func addedOf(direct, forward []time.Duration) Added {
+	var added []time.Duration
+	for i := range direct {
+		added = append(added, forward[i]-direct[i])
+	}
+	us := func(d time.Duration) float64 { return round(float64(d) / float64(time.Microsecond)) }
+	return Added{len(direct), us(median(direct)), us(median(forward)), us(median(added))}
+}
+
+func median[T time.Duration | float64](all []T) T {
+	return slices.Sorted(slices.Values(all))[len(all)/2]
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
