@@ -23,9 +23,9 @@ import (
 const (
 	// apiKeyEnv is Headscale's own name, so that one secret serves both.
 	apiKeyEnv = "HEADSCALE_CLI_API_KEY"
-	// callLimit is for one call. A set makes Headscale (0.29) compute for every
-	// pair of nodes: 0.3 s with ten of them, seconds with a thousand.
-	callLimit = 5 * time.Minute
+	// callLimit is for one call. Headscale (0.29) drops an answer that takes it more
+	// than 30 s; package headscale then asks what became of it.
+	callLimit = time.Minute
 )
 
 // serverFlags say which Headscale.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"slices"
 	"strings"
@@ -28,6 +29,15 @@ const (
 	maxReply = 64 << 20
 	// maxMessage bounds what of an error is shown.
 	maxMessage = 2000
+
+	// Headscale's own HTTP server drops an answer that it has not written after 30 s
+	// (hscontrol/app.go, WriteTimeout). It computes for every pair of nodes, so that
+	// with some thousands of them no answer to a new policy ever comes, and the policy
+	// is in force nevertheless. An answer that is lost after patience is one of those;
+	// storeLimit is how long the policy may take, askAgain the time between two looks.
+	patience   = 25 * time.Second
+	storeLimit = 20 * time.Minute
+	askAgain   = 5 * time.Second
 )
 
 // Client is authenticated with an API key.
@@ -193,17 +203,43 @@ func (c *Client) Policy(ctx context.Context) ([]byte, error) {
 	return []byte(reply.Policy), nil
 }
 
-// SetPolicy replaces the policy (HuJSON).
+// SetPolicy replaces the policy (HuJSON). If the server takes it and its answer is
+// lost, it is asked until it has it.
 func (c *Client) SetPolicy(ctx context.Context, policy []byte) error {
 	err := c.call(ctx, http.MethodPut, "/policy", map[string]any{"policy": string(policy)}, nil)
 	var refused *Refused
 	if errors.As(err, &refused) && strings.Contains(refused.Message, "update is disabled") {
 		err = fmt.Errorf("%w; set policy.mode: database in its configuration, or give it the text of `veilor-forge policy render` as its file", err)
 	}
+	if errors.Is(err, errLost) && c.stored(ctx, policy) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("setting the policy: %w", err)
 	}
 	return nil
+}
+
+// stored waits until the server has the policy; false means that it does not get it.
+func (c *Client) stored(ctx context.Context, policy []byte) bool {
+	ctx, cancel := context.WithTimeout(ctx, storeLimit)
+	defer cancel()
+	tick := time.NewTicker(askAgain)
+	defer tick.Stop()
+	for {
+		have, err := c.Policy(ctx)
+		if err == nil && string(have) == string(policy) {
+			return true
+		}
+		if err != nil && !errors.Is(err, ErrNoPolicy) {
+			return false // it is not busy but gone
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // CheckPolicy asks the server (from 0.29) whether it would take a policy: its
@@ -227,6 +263,8 @@ var (
 	ErrNoPolicy = errors.New("the server has no policy: every machine may open every other")
 	// ErrUnsupported: the server is too old for the call.
 	ErrUnsupported = errors.New("the server does not know this call; it is older than 0.29")
+	// errLost: the server was asked and did not answer in its time.
+	errLost = errors.New("the server has the request and gave no answer")
 	// ErrUnauthorized: the API key is wrong or expired.
 	ErrUnauthorized = errors.New("the API key is wrong or expired; make one with `headscale apikeys create`")
 )
@@ -260,8 +298,15 @@ func (c *Client) call(ctx context.Context, method, path string, body, reply any)
 	}
 	req.Header.Set("Authorization", "Bearer "+c.bearer)
 	req.Header.Set("Content-Type", "application/json")
+	began, asked := c.Now(), false
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteRequest: func(w httptrace.WroteRequestInfo) { asked = w.Err == nil },
+	}))
 	resp, err := c.HTTP.Do(req)
 	if err != nil {
+		if asked && ctx.Err() == nil && c.Now().Sub(began) >= patience {
+			err = fmt.Errorf("%w (%w)", errLost, err)
+		}
 		return err
 	}
 	defer resp.Body.Close()

@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -247,6 +250,68 @@ func TestLoadRefused(t *testing.T) {
 }
 
 // Before 0.29 there is no check and there are no tests.
+// deaf takes a policy as Headscale does with some thousands of nodes: its answer
+// comes too late for its own HTTP server.
+type deaf struct {
+	policy string
+	// work is how long it computes; gone says that it dies instead.
+	work time.Duration
+	gone bool
+	// at is when the policy will be in force.
+	at time.Time
+}
+
+func (d *deaf) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method == http.MethodPut {
+		var body struct{ Policy string }
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			return nil, err
+		}
+		httptrace.ContextClientTrace(r.Context()).WroteRequest(httptrace.WroteRequestInfo{})
+		d.at = time.Now().Add(d.work)
+		time.Sleep(30 * time.Second)
+		d.policy = body.Policy
+		return nil, io.ErrUnexpectedEOF
+	}
+	if d.gone {
+		return nil, io.ErrUnexpectedEOF
+	}
+	if time.Now().Before(d.at) {
+		return answers{http.StatusNotFound, `{"message": "policy not found"}`}.RoundTrip(r)
+	}
+	text, err := json.Marshal(map[string]string{"policy": d.policy})
+	if err != nil {
+		return nil, err
+	}
+	return answers{http.StatusOK, string(text)}.RoundTrip(r)
+}
+
+func TestLateAnswer(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		deaf
+		ok bool
+	}{
+		{"in force after four minutes", deaf{work: 4 * time.Minute}, true},
+		{"in force when the answer is lost", deaf{work: time.Second}, true},
+		{"never in force", deaf{work: time.Hour}, false},
+		{"the server dies", deaf{gone: true}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := NewClient("https://hs.test", "k", &http.Client{Transport: &c.deaf})
+				err := cl.SetPolicy(t.Context(), []byte("{}"))
+				if (err == nil) != c.ok {
+					t.Error(err)
+				}
+				if err != nil && !errors.Is(err, errLost) {
+					t.Errorf("got %v", err)
+				}
+			})
+		})
+	}
+}
+
 func TestLoadOldServer(t *testing.T) {
 	s := &server{nodes: []map[string]any{guestNode, infraNode, adminNode}}
 	s.before = func(w http.ResponseWriter, r *http.Request) bool {

@@ -131,12 +131,15 @@ func (c *control) run(args ...string) string {
 	return strings.TrimSpace(out.String())
 }
 
+// callLimit is for one call, as veilor-forge has it.
+const callLimit = time.Minute
+
 // client is the product's client, with a transport that may do something after
 // an answer.
 func (c *control) client(after func(*http.Request)) *api.Client {
 	fields := strings.Fields(c.run("apikeys", "create", "--expiration", "1h"))
 	tr := headscaleTransport(c)
-	return api.NewClient("https://"+c.config.Host, fields[len(fields)-1], &http.Client{Timeout: 20 * time.Second, Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+	return api.NewClient("https://"+c.config.Host, fields[len(fields)-1], &http.Client{Timeout: callLimit, Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 		resp, err := tr.RoundTrip(r)
 		if err == nil && after != nil {
 			after(r)
