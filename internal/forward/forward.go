@@ -62,6 +62,10 @@ const (
 
 	// complainEvery is how often the same refusal is logged.
 	complainEvery = time.Hour
+
+	// acceptAgain is when to try again where there was no file or memory for a
+	// connection. The client waits in the kernel's queue meanwhile.
+	acceptAgain = 100 * time.Millisecond
 )
 
 // ErrAbsent says that a layer's interface does not exist.
@@ -129,7 +133,7 @@ type service struct {
 	changed chan struct{} // closed and replaced at every observation
 	due     time.Time     // when tend wakes by itself; zero for never
 	refused map[string]Refusals
-	logged  map[string]time.Time // when a refusal was last complained about
+	logged  map[string]time.Time // when something was last complained about
 	canary  Canary
 	quiet   bool
 	active  mesh.Layer // as last told
@@ -338,9 +342,11 @@ func (s *service) accept(ctx context.Context, g *errgroup.Group, l *net.TCPListe
 			}
 			return nil
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ECONNABORTED):
-			s.log.Warn("accepting a connection", "err", err)
+			if s.loud("accept", s.now()) {
+				s.log.Warn("a client has to wait: its connection cannot be accepted now", "err", err)
+			}
 			select { // closing connections is what helps, and it takes a moment
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(acceptAgain):
 			case <-ctx.Done():
 			}
 			continue
@@ -448,6 +454,13 @@ func (s *service) find(ctx context.Context, client *net.TCPConn, port uint16) (w
 // refuse ends a client's connection, counts it, and complains about the first of
 // its kind in a while.
 func (s *service) refuse(client *net.TCPConn, no *refused) {
+	now := s.now()
+	s.mu.Lock()
+	r := s.refused[no.why]
+	r.Count, r.Last, r.Name = r.Count+1, now, clip(no.name)
+	s.refused[no.why] = r
+	s.mu.Unlock()
+	// Only now: who sees its connection end finds it counted.
 	if no.why == WrongName || no.why == NoName {
 		client.SetWriteDeadline(time.Now().Add(time.Second))
 		client.Write(unrecognizedName) // if it still wants to know
@@ -455,18 +468,7 @@ func (s *service) refuse(client *net.TCPConn, no *refused) {
 	} else {
 		abort(client)
 	}
-	now := s.now()
-	s.mu.Lock()
-	r := s.refused[no.why]
-	r.Count, r.Last, r.Name = r.Count+1, now, clip(no.name)
-	s.refused[no.why] = r
-	last, before := s.logged[no.why]
-	loud := !before || now.Sub(last) >= complainEvery
-	if loud {
-		s.logged[no.why] = now
-	}
-	s.mu.Unlock()
-	if !loud || no.why == Quiet {
+	if no.why == Quiet || !s.loud(no.why, now) {
 		return
 	}
 	switch no.why {
@@ -478,6 +480,17 @@ func (s *service) refuse(client *net.TCPConn, no *refused) {
 		s.log.Warn("refusing a connection: its client does not say by TLS whom it wants", "why", no.why)
 	}
 	s.tell(News{At: now, What: RefusedOne, Service: s.Name, Why: no.why})
+}
+
+// loud says whether to complain about what now, or whether that was done lately.
+func (s *service) loud(what string, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if last, before := s.logged[what]; before && now.Sub(last) < complainEvery {
+		return false
+	}
+	s.logged[what] = now
+	return true
 }
 
 // clip bounds a name that a stranger chose. A DNS name has at most 253
