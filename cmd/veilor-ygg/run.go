@@ -46,6 +46,9 @@ reasons, and neither keys nor the addresses of guests.`,
 		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := yggdrasil.LoadConfig(config)
+A packet filter of veilor that somebody else changes or removes is put back: the
+node's own, and on a laptop those of the services' addresses and of tailscaled.
+
 			if err != nil {
 				return err
 			}
@@ -65,7 +68,7 @@ reasons, and neither keys nor the addresses of guests.`,
 					if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 						log.Warn("notifying systemd", "err", err)
 					}
-				})
+				}, kept(cfg, siteFile, dir)...)
 			})
 		},
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -16,9 +15,6 @@ import (
 	"github.com/veilor/veilor-os/internal/pins"
 	"github.com/veilor/veilor-os/internal/site"
 )
-
-// tailscaledGroup is its control group, as systemd names it.
-const tailscaledGroup = "system.slice/tailscaled.service"
 
 // meshPinCommand is for veilor-pins.service.
 func (a *app) meshPinCommand() *cobra.Command {
@@ -65,7 +61,7 @@ veilor-pins.service runs it, at boot and after every change of the directory.`,
 
 // meshFenceCommand is for tailscaled.service, before tailscaled starts.
 func (a *app) meshFenceCommand() *cobra.Command {
-	group := tailscaledGroup
+	group := fence.Group
 	cmd := &cobra.Command{
 		Use:   "fence",
 		Short: "Keep tailscaled to the addresses in the directory",
@@ -85,17 +81,8 @@ change of the directory.`,
 			if err != nil {
 				return err
 			}
-			var all []netip.Addr
-			for i, s := range d.Servers() {
-				if i == 0 && len(s.Addresses) == 0 {
-					// A fence without a gate would end the tailnet.
-					fmt.Fprintf(cmd.ErrOrStderr(), "veilor: the directory has no address of %s, so tailscaled is not fenced\n", s.Name)
-					return fence.Remove()
-				}
-				all = append(all, s.Addresses...)
-			}
-			err = fence.Load(fence.Config{Servers: all, Group: group})
-			if errors.Is(err, fence.ErrNoGroup) {
+			err = fence.Follow(d, group)
+			if errors.Is(err, fence.ErrNoGroup) || errors.Is(err, fence.ErrNoGate) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "veilor: %v\n", err)
 				return nil
 			}

@@ -30,8 +30,6 @@ const (
 	quietTimer = "veilor-quiet-end"
 	// maxQuiet is a day more than a year: whoever means longer means for good.
 	maxQuiet = 366 * 24 * time.Hour
-	// forwarderUser is who veilor-mesh.service runs as.
-	forwarderUser = "_veilor"
 )
 
 func (a *app) meshQuietCommand() *cobra.Command {
@@ -209,7 +207,7 @@ services, and ends a quiet whose time is over. veilor-mesh.service runs it.`,
 			if err := a.needRoot("mesh prepare"); err != nil {
 				return err
 			}
-			f, err := loopfilter.ForMachine(os.DirFS(a.root), site.Resolver, forwarderUser)
+			f, err := loopfilter.ForMachine(os.DirFS(a.root), site.Resolver, loopfilter.Forwarder)
 			if err != nil {
 				return err
 			}

@@ -88,6 +88,9 @@ func (a *app) report(ctx context.Context) (*status.Report, error) {
 		if y, r.Unknown.Yggdrasil = yggdrasil.Query(ctx, a.yggSocket); y != nil {
 			r.Yggdrasil = status.Yggdrasil{Key: y.Key, Address: y.Address, Peer: y.Peer, Up: y.Up}
 		}
+			if f := y.Filters; f.Restored > 0 || f.Missing {
+				r.Yggdrasil.Filters = &status.Filters{Restored: f.Restored, Last: f.Last, By: f.By, Missing: f.Missing}
+			}
 	})
 	wg.Wait()
 

@@ -42,6 +42,9 @@ import (
 // Table is the name of the table in family ip.
 const Table = "veilor_loop"
 
+// Forwarder is who veilor-mesh.service runs as.
+const Forwarder = "_veilor"
+
 // Addresses are the services' and the resolver's (site: loopback).
 var Addresses = netip.MustParsePrefix("127.83.0.0/16")
 

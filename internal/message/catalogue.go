@@ -58,6 +58,9 @@ var catalogue = []Text{
 	// veilor status: the conditions, what is so.
 	{English: "the forwarder does not answer, so no service opens: %v", Russian: "пересыльщик не отвечает, поэтому ни одна служба не открывается: %v"},
 	{English: "quiet%s", Russian: "молчание%s"},
+	{English: "a packet filter is not in force%s", Russian: "один из пакетных фильтров не действует%s"},
+	{English: "the packet filters were changed and put back, the last time at %s%s", Russian: "пакетные фильтры были изменены и восстановлены, последний раз %s%s"},
+	{English: ", by %s", Russian: ", программа %s"},
 	{English: " since %s", Russian: " с %s"},
 	{English: ", until %s", Russian: ", до %s"},
 	{English: ", also after a restart", Russian: ", и после перезапуска"},
@@ -99,6 +102,8 @@ var catalogue = []Text{
 	// veilor status: the conditions, what to do.
 	{English: "`systemctl status veilor-mesh` says why; `run0 systemctl restart veilor-mesh` starts it.", Russian: "`systemctl status veilor-mesh` скажет почему; `run0 systemctl restart veilor-mesh` запустит."},
 	{English: "End it with: run0 veilor mesh quiet off", Russian: "Отменить: run0 veilor mesh quiet off"},
+	{English: "Tell that program to leave the tables veilor_ygg, veilor_loop and veilor_fence alone; `nft monitor` as root says which it is.", Russian: "Велите той программе не трогать таблицы veilor_ygg, veilor_loop и veilor_fence; `nft monitor` от имени root скажет, какая это программа."},
+	{English: "Nothing to do, unless it goes on. `journalctl -u veilor-ygg` says when it was.", Russian: "Делать ничего не нужно, если это не повторяется. `journalctl -u veilor-ygg` скажет, когда это было."},
 	{English: "`systemctl status tailscaled` may say more.", Russian: "`systemctl status tailscaled` может сказать больше."},
 	{English: "Join with: run0 veilor join", Russian: "Подключиться: run0 veilor join"},
 	{English: "veilor keeps trying while something asks for it. If other pages open, the service itself may be down.", Russian: "veilor продолжает попытки, пока кто-то к ней обращается. Если другие страницы открываются, возможно, не работает сама служба."},

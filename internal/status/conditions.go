@@ -85,6 +85,26 @@ var table = slices.Concat([]kind{
 			}
 			return r.say("quiet%s", r.quietTimes())
 		}},
+	{"filters-missing", aboutMesh, Broken,
+		"One of veilor's packet filters is not in force, because another program removes it again and again.",
+		"Tell that program to leave the tables veilor_ygg, veilor_loop and veilor_fence alone; `nft monitor` as root says which it is.",
+		func(r *Report, _ *Service) string {
+			f := r.Yggdrasil.Filters
+			if f == nil || !f.Missing {
+				return ""
+			}
+			return r.say("a packet filter is not in force%s", r.culprit(f))
+		}},
+	{"filters-restored", aboutMesh, Note,
+		"Another program changed or removed veilor's packet filters within the last hour, and they were put back at once.",
+		"Nothing to do, unless it goes on. `journalctl -u veilor-ygg` says when it was.",
+		func(r *Report, _ *Service) string {
+			f := r.Yggdrasil.Filters
+			if f == nil || f.Missing || f.Restored == 0 || r.now.Sub(f.Last) > recent {
+				return ""
+			}
+			return r.say("the packet filters were changed and put back, the last time at %s%s", clock(f.Last, r.now), r.culprit(f))
+		}},
 	{"tailnet-unknown", aboutMesh, Warning,
 		"tailscaled gives no sensible answer.",
 		"`systemctl status tailscaled` may say more.",
@@ -234,7 +254,16 @@ var table = slices.Concat([]kind{
 		}},
 }, directoryTable)
 
-// recent is how long a refused connection is worth a word.
+// culprit says who changed the packet filters.
+func (r *Report) culprit(f *Filters) string {
+	if f.By == "" {
+		return ""
+	}
+	return r.say(", by %s", f.By)
+}
+
+// recent is how long a refused connection, or a filter that was restored, is
+// worth a word.
 const recent = time.Hour
 
 // intruders says who was refused lately for not naming the service.

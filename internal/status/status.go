@@ -76,6 +76,20 @@ type Yggdrasil struct {
 	// Peer is the site's name of the one peer; Up says whether it answers.
 	Peer string `json:"peer"`
 	Up   bool   `json:"up"`
+	// Filters says that somebody changed the packet filters, which the node
+	// guards; null if nobody did.
+	Filters *Filters `json:"packet_filters,omitempty"`
+}
+
+// Filters is what others did to veilor's packet filters since the node started.
+type Filters struct {
+	// Restored is how often one was put back, Last when that was, and By the
+	// program that had changed it, if it is known.
+	Restored int       `json:"restored"`
+	Last     time.Time `json:"last,omitzero"`
+	By       string    `json:"by,omitempty"`
+	// Missing says that one is not in force now.
+	Missing bool `json:"missing,omitempty"`
 }
 
 // Service is how one name is reached.

@@ -117,6 +117,12 @@ var cases = map[string]*Report{
 	}, health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
 	"unsigned-image": report(func(r *Report) { r.Directory = DirectoryOf(directory.Directory{Origin: directory.Image}) },
 		health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
+	"filters-restored": report(func(r *Report) {
+		r.Yggdrasil.Filters = &Filters{Restored: 2, Last: now.Add(-20 * time.Minute), By: "nft"}
+	}, health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
+	"filters-missing": report(func(r *Report) {
+		r.Yggdrasil.Filters = &Filters{Restored: 40, Last: now.Add(-time.Minute), Missing: true}
+	}, health(mesh.Tailnet, mesh.Up, old, 14*time.Millisecond, ""), health(mesh.Yggdrasil, mesh.Up, old, 31*time.Millisecond, "")),
 	"not-root": report(func(r *Report) {
 		r.System = System{Name: "veilor-os", Version: "44.20261122.0", Encrypted: r.System.Encrypted}
 		r.Unknown.NeedsRoot, r.Unknown.Image = true, errors.New("x")

@@ -16,6 +16,8 @@ import (
 
 	"github.com/yggdrasil-network/yggdrasil-go/src/admin"
 	"github.com/yggdrasil-network/yggdrasil-go/src/core"
+
+	"github.com/veilor/veilor-os/internal/nftguard"
 )
 
 // The admin socket speaks the library's protocol (src/admin/admin.go), but it
@@ -41,14 +43,22 @@ type PeerEntry struct {
 	admin.PeerEntry
 }
 
+// selfReply is the answer to getSelf: the library's, and how the packet filters
+// fare.
+type selfReply struct {
+	admin.GetSelfResponse
+	Filters nftguard.Tally `json:"packet_filters"`
+}
+
 type peersReply struct {
 	Peers []PeerEntry `json:"peers"`
 }
 
 // adminServer answers questions about a node.
 type adminServer struct {
-	core *core.Core
-	list net.Listener
+	core    *core.Core
+	list    net.Listener
+	filters func() nftguard.Tally
 }
 
 // listenAdmin takes the path over from a process that is gone, and refuses if
@@ -69,7 +79,7 @@ func listenAdmin(ctx context.Context, path string, c *core.Core) (*adminServer, 
 		l.Close()
 		return nil, fmt.Errorf("opening the admin socket: %w", err)
 	}
-	return &adminServer{core: c, list: l}, nil
+	return &adminServer{core: c, list: l, filters: func() (t nftguard.Tally) { return t }}, nil
 }
 
 // serve answers until the listener is closed.
@@ -127,10 +137,10 @@ func (s *adminServer) answer(name string) (any, error) {
 		}}, nil
 	case "getself":
 		self, subnet := s.core.GetSelf(), s.core.Subnet()
-		return admin.GetSelfResponse{
+		return selfReply{admin.GetSelfResponse{
 			PublicKey: hex.EncodeToString(self.Key), IPAddress: s.core.Address().String(),
 			Subnet: subnet.String(), RoutingEntries: self.RoutingEntries,
-		}, nil
+		}, s.filters()}, nil
 	case "getpeers":
 		return s.peers(), nil
 	}

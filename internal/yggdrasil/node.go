@@ -27,14 +27,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/veilor/veilor-os/internal/admission"
+	"github.com/veilor/veilor-os/internal/nftguard"
 	"github.com/veilor/veilor-os/internal/wss"
 )
 
 const tunDevice = "/dev/net/tun"
 
 // Run runs a node until ctx ends. ready is called once its TUN is up and its
-// sockets listen; a peer it may not have yet.
-func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error {
+// sockets listen; a peer it may not have yet. also are packet filters that it
+// keeps beside its own.
+func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also ...Kept) error {
 	key, made, err := EnsureKey(cfg.PrivateKeyPath)
 	if err != nil {
 		return err
@@ -52,15 +54,31 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error
 	if err != nil {
 		return err
 	}
+	if outer.guard, err = nftguard.Open(log, nil); err != nil {
+		return err
+	}
 	// Before the interface: there is no moment in which it stands open. It is
 	// not taken away on failure either. Who may peer may also come in through the
 	// public network; nobody else.
 	if err := outer.raise(people.list()); err != nil {
+		outer.guard.Close()
 		return err
+	}
+	for _, k := range also {
+		if err := outer.guard.Adopt(k.Table, k.Program, k.Load); err != nil {
+			outer.guard.Close()
+			return err
+		}
 	}
 
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := outer.guard.Run(ctx); err != nil {
+			stop(err)
+		}
+	})
 	lib := &logger{to: log.With("from", "yggdrasil")}
 	node, err := newCore(cfg, key, lib)
 	if err != nil {
@@ -72,7 +90,6 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error
 		node.Stop()
 		return tunError(cfg.IfName, err)
 	}
-	var wg sync.WaitGroup
 	defer func() {
 		stop(nil)
 		wg.Wait()
@@ -90,6 +107,7 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func()) error
 	if err != nil {
 		return err
 	}
+	adm.filters = outer.guard.Tally
 	context.AfterFunc(ctx, func() { adm.list.Close() })
 	wg.Go(adm.serve)
 	gate := &door{

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/yggdrasil-network/yggdrasil-go/src/admin"
+
+	"github.com/veilor/veilor-os/internal/nftguard"
 )
 
 // ErrNotRunning says that no node answers on the admin socket.
@@ -32,6 +34,8 @@ type Status struct {
 	// Inbound is the number of nodes that peer with this one, 0 unless it is an
 	// edge.
 	Inbound int `json:"inbound,omitempty"`
+	// Filters says whether somebody changed the packet filters.
+	Filters nftguard.Tally `json:"packet_filters"`
 }
 
 // Query asks the node on the admin socket at path. The error is ErrNotRunning
@@ -55,7 +59,7 @@ func Query(ctx context.Context, path string) (*Status, error) {
 		}
 		return readReply(dec, into)
 	}
-	var self admin.GetSelfResponse
+	var self selfReply
 	var peers peersReply
 	for _, q := range []struct {
 		name string
@@ -68,7 +72,12 @@ func Query(ctx context.Context, path string) (*Status, error) {
 			return nil, fmt.Errorf("asking yggdrasil for %s: %w", q.name, err)
 		}
 	}
-	return summarize(&self, &peers)
+	s, err := summarize(&self.GetSelfResponse, &peers)
+	if err != nil {
+		return nil, err
+	}
+	s.Filters = self.Filters
+	return s, nil
 }
 
 // readReply reads one answer of the admin protocol.

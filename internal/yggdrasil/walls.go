@@ -10,7 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/nftables"
+
 	"github.com/veilor/veilor-os/internal/edge"
+	"github.com/veilor/veilor-os/internal/nftguard"
 	"github.com/veilor/veilor-os/internal/packetfilter"
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/tier"
@@ -27,13 +30,15 @@ const (
 // walls are the packet filters in front of the interface: package yggfilter's
 // always, and before it the tiers' (package packetfilter) if the configuration
 // names a site. Every change replaces a whole table in one transaction, so that
-// they always say what the roster says, and put right what somebody else did to
-// them; connection tracking is not part of a table, and live flows stay.
+// they always say what the roster says; connection tracking is not part of a
+// table, and live flows stay.
 type walls struct {
 	name   string // of the interface
 	accept []uint16
 	policy *tier.Policy // nil: no tiers
 	self   tier.Machine
+	// guard loads them, and puts them back when somebody else changes them.
+	guard *nftguard.Guard
 }
 
 func newWalls(cfg *Config) (*walls, error) {
@@ -143,11 +148,22 @@ func (w *walls) raise(nodes []edge.Node, revoked []site.Key) error {
 		return fmt.Errorf("compiling the packet filter: %w", err)
 	}
 	if tiers != nil {
-		if err := tiers.Load(); err != nil {
+		t := nftguard.Table{Family: nftables.TableFamilyINet, Name: tiers.Name}
+		if err := w.guard.Put(t, func() error { return tiers.Load() }); err != nil {
 			return err
 		}
 	}
-	return f.Load()
+	return w.guard.Put(nftguard.Table{Family: nftables.TableFamilyINet, Name: yggfilter.Table}, func() error { return f.Load() })
+}
+
+// Kept is a packet filter of another part of veilor that the node keeps as well,
+// since it has the right to and runs anyway.
+type Kept struct {
+	Table nftguard.Table
+	// Program loads it; whatever that one changes is right.
+	Program string
+	// Load puts it back, or finds that it should not be.
+	Load func() error
 }
 
 // fall takes them away, but only once there is nothing left to filter.
