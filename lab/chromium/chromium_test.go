@@ -58,7 +58,7 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	town, _, stop, err := floors.Start(t.Context(), f)
+	town, stop, err := floors.Start(t.Context(), f)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,12 +2,14 @@ package floors
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"syscall"
 	"time"
 
 	"github.com/veilor/veilor-os/lab/censor"
+	labsite "github.com/veilor/veilor-os/lab/site"
 	"github.com/veilor/veilor-os/lab/world"
 )
 
@@ -29,12 +31,19 @@ type Condition struct {
 	// reach by TCP in spite of the rules being quiet otherwise.
 	NotReached string
 
+	// Service is whom the cells are about; empty is the site's first service.
+	Service string
+
 	// Begin does what is no rule, after the rules; End undoes it, before they are
 	// lifted.
 	Begin, End func(context.Context, *Town) error
+	// Count, before End, is what there is to count where no rule does.
+	Count func(*Town) (name string, n uint64, err error)
 	// After says that the clock starts when Begin is undone and the rules are
 	// lifted, not when they come: a sleep, a portal that lets one through.
 	After bool
+	// Since says that it starts when Begin is done.
+	Since bool
 	// NA names cells that say nothing, with the reason: by "layer/mode" or
 	// "layer".
 	NA map[string]string
@@ -61,6 +70,9 @@ const (
 	// asleep is how long the laptop sleeps: beyond the timers of every layer that
 	// are about connections.
 	asleep = 20 * time.Second
+	// forgotten is when a router's translation, see world.Forget, surely has
+	// forgotten.
+	forgotten = 65 * time.Second
 )
 
 // Conditions are all that there are, in the order of the matrix.
@@ -95,8 +107,13 @@ func Conditions() []Condition {
 		{ID: "loss-20", Title: "20 % loss, up to 200 ms of jitter", Rules: lossy(20, 200*time.Millisecond)},
 		{ID: "portal", Title: "captive portal, then released", Rules: censor.Portal("portal", portalPort), Hit: []string{"portal-wall"}, After: true, Begin: wait, End: nothing},
 		{ID: "control-down", Title: "control server down", Begin: stopControl, End: startControl},
+		{ID: "control-gone", Title: "control server gone, laptop rebooted; clock not moved",
+			Begin: loseControl, End: regainControl, Since: true, NotReached: controlPort},
+		{ID: "moved", Floor: open, Title: "another network: new address, router and NAT", Begin: goOut, End: goHome, Count: outside},
 		{ID: "sleep", Title: "sleep and resume", Begin: sleep, End: wake, After: true,
 			NA: map[string]string{"fresh": "a machine that sleeps does not start its programs"}},
+		{ID: "lan", Title: "no Internet, LAN alive: a service of the same LAN", Service: labsite.AtticService,
+			Rules: []censor.Rule{censor.Offline("offline")}, NotReached: controlPort},
 		{ID: "offline", Title: "no Internet", Rules: []censor.Rule{censor.Offline("offline")}, NotReached: controlPort},
 	}
 }
@@ -141,6 +158,50 @@ func stopControl(_ context.Context, t *Town) error {
 
 func startControl(_ context.Context, t *Town) error {
 	return syscall.Kill(t.World.Headscale.PID(), syscall.SIGCONT)
+}
+
+// loseControl ends the control server with its relay, starts the laptop anew and
+// waits until every router has forgotten what stood before. It is what there is
+// of "for days": the clock of a machine that others use is not for us to move,
+// and nothing but the start of the programs asks for the control server.
+func loseControl(ctx context.Context, t *Town) error {
+	t.World.StopControl()
+	if err := t.Laptop.Restart(ctx); err != nil {
+		return err
+	}
+	return pause(ctx, forgotten)
+}
+
+func regainControl(ctx context.Context, t *Town) error { return t.World.StartControl(ctx) }
+
+// goOut takes the laptop to the café. A connection that it had must be dead
+// there, and a new one live.
+func goOut(ctx context.Context, t *Town) (err error) {
+	if t.kept, err = t.keep(ctx); err != nil {
+		return fmt.Errorf("before leaving: %w", err)
+	}
+	if t.sent, err = t.World.CafeSent(); err != nil {
+		return err
+	}
+	return t.World.GoOut()
+}
+
+func goHome(ctx context.Context, t *Town) error {
+	defer t.kept.Close()
+	if t.kept.ask() == nil {
+		return errors.New("a connection has survived the change of address")
+	}
+	c, err := t.keep(ctx)
+	if err != nil {
+		return fmt.Errorf("in the other network: %w", err)
+	}
+	c.Close()
+	return t.World.GoHome()
+}
+
+func outside(t *Town) (string, uint64, error) {
+	n, err := t.World.CafeSent()
+	return "cafe", n - t.sent, err
 }
 
 func sleep(ctx context.Context, t *Town) error {

@@ -165,10 +165,7 @@ func (r *Record) Merge(o *Record) error {
 		}
 		to.Return = max(to.Return, row.Return)
 		for name, n := range row.Hits {
-			if to.Hits == nil {
-				to.Hits = map[string]uint64{}
-			}
-			to.Hits[name] += n
+			to.hit(name, n)
 		}
 	}
 	r.Rounds += o.Rounds
@@ -178,6 +175,14 @@ func (r *Record) Merge(o *Record) error {
 		r.Gap = o.Gap
 	}
 	return nil
+}
+
+// hit counts packets that a rule acted on.
+func (row *Row) hit(name string, n uint64) {
+	if row.Hits == nil {
+		row.Hits = map[string]uint64{}
+	}
+	row.Hits[name] += n
 }
 
 // add merges one round's cell into what earlier rounds measured.

@@ -23,14 +23,14 @@ func TestFloors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	town, roots, stop, err := Start(t.Context(), f)
+	town, stop, err := Start(t.Context(), f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stop()
 	short := []string{"dns-poisoned", "tailscale", "edges"}
 	conditions := slices.DeleteFunc(Conditions(), func(c Condition) bool { return !slices.Contains(short, c.ID) })
-	rows, err := town.Measure(t.Context(), conditions, Options{Roots: roots, Rounds: 1, Progress: t.Logf})
+	rows, err := town.Measure(t.Context(), conditions, Options{Rounds: 1, Progress: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}

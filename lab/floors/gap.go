@@ -26,13 +26,13 @@ func (t *Town) MeasureGap(ctx context.Context, blocks int, o Options) (*Gap, err
 	var took []float64
 	for n := range blocks {
 		o.Progress("new connections after block %d of %d", n+1, blocks)
-		if err := t.steady(ctx, o); err != nil {
+		if err := t.steady(ctx, t.Site.Services[0]); err != nil {
 			return nil, err
 		}
 		if err := t.World.Censor.Block(rules...); err != nil {
 			return nil, err
 		}
-		answers, err := t.burst(ctx, o)
+		answers, err := t.burst(ctx)
 		for _, r := range rules {
 			limited, cancel := context.WithTimeout(ctx, hitLimit)
 			if e := t.World.Censor.AwaitHit(limited, r.Name); err == nil {
@@ -55,8 +55,8 @@ func (t *Town) MeasureGap(ctx context.Context, blocks int, o Options) (*Gap, err
 
 // burst opens perBlock connections, one after the other, and returns how many
 // seconds each took to its answer.
-func (t *Town) burst(ctx context.Context, o Options) ([]float64, error) {
-	service := t.service()
+func (t *Town) burst(ctx context.Context) ([]float64, error) {
+	service := t.Site.Services[0]
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	took, errs := make([]float64, perBlock), make([]error, perBlock)
@@ -66,7 +66,7 @@ func (t *Town) burst(ctx context.Context, o Options) ([]float64, error) {
 			if errs[i] = pause(ctx, time.Duration(i)*spread); errs[i] != nil {
 				return
 			}
-			c := newClient(t.World.Guest, Product, New, service.Name, netip.AddrPortFrom(service.Loopback, 443), o.Roots)
+			c := newClient(t.World.Guest, Product, New, service.Name, netip.AddrPortFrom(service.Loopback, 443), t.Authority)
 			began := time.Now()
 			errs[i] = c.get(ctx)
 			took[i] = time.Since(began).Seconds()

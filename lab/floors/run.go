@@ -2,17 +2,17 @@ package floors
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/lab/censor"
 )
 
 // Options of a measurement.
 type Options struct {
-	// Roots are those of the service's certificate.
-	Roots *x509.CertPool
 	// Rounds is how often each condition is made.
 	Rounds int
 	// Idle is for how long nobody asks anything before each block that a floor
@@ -60,15 +60,14 @@ type clients struct {
 	stop func()
 }
 
-func (t *Town) clients(ctx context.Context, o Options, modes ...string) *clients {
-	service := t.service()
-	tailnet, yggdrasil := t.World.ServiceAddresses()
+func (t *Town) clients(ctx context.Context, service site.Service, modes ...string) *clients {
+	tailnet, yggdrasil := t.World.AddressesOf(service)
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	cs := &clients{stop: func() { cancel(); wg.Wait() }}
 	for _, mode := range modes {
 		for layer, at := range map[string]netip.Addr{Product: service.Loopback, Tailnet: tailnet, Yggdrasil: yggdrasil} {
-			c := newClient(t.World.Guest, layer, mode, service.Name, netip.AddrPortFrom(at, 443), o.Roots)
+			c := newClient(t.World.Guest, layer, mode, service.Name, netip.AddrPortFrom(at, 443), t.Authority)
 			cs.all = append(cs.all, c)
 			wg.Go(func() { c.run(ctx) })
 		}
@@ -78,11 +77,15 @@ func (t *Town) clients(ctx context.Context, o Options, modes ...string) *clients
 
 // measure makes one condition once.
 func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (err error) {
+	service, err := t.service(c)
+	if err != nil {
+		return err
+	}
 	began := time.Now()
-	if err := t.steady(ctx, o); err != nil {
+	if err := t.steady(ctx, service); err != nil {
 		return fmt.Errorf("before it: %w", err)
 	}
-	busy := t.clients(ctx, o, Established, New)
+	busy := t.clients(ctx, service, Established, New)
 	defer func() { busy.stop() }()
 	for _, p := range busy.all {
 		limited, cancel := context.WithTimeout(ctx, steadyLimit)
@@ -116,7 +119,7 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 		return err
 	}
 	if o.Idle > 0 {
-		busy = t.clients(ctx, o, Established, New)
+		busy = t.clients(ctx, service, Established, New)
 	}
 	if c.Begin != nil {
 		if err := c.Begin(ctx, t); err != nil {
@@ -132,6 +135,8 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 		if err := lift(); err != nil {
 			return err
 		}
+	}
+	if c.After || c.Since {
 		from = time.Now()
 	}
 	t.collect(ctx, c, row, busy, from, answerLimit, o)
@@ -141,7 +146,7 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 			return err
 		}
 		from := time.Now()
-		fresh := t.clients(ctx, o, Fresh)
+		fresh := t.clients(ctx, service, Fresh)
 		t.collect(ctx, c, row, fresh, from, freshLimit, o)
 		fresh.stop()
 	} else {
@@ -156,7 +161,7 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 		return err
 	}
 	back := time.Now()
-	if err := t.steady(ctx, o); err != nil {
+	if err := t.steady(ctx, service); err != nil {
 		return fmt.Errorf("after it: %w", err)
 	}
 	row.Return = max(row.Return, time.Since(back).Seconds())
@@ -198,6 +203,16 @@ func (t *Town) lift(ctx context.Context, c Condition, row *Row) error {
 		}
 	}
 	var missed error
+	if c.Count != nil {
+		name, n, err := c.Count(t)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			missed = fmt.Errorf("counting %s: %w", name, censor.ErrMissed)
+		}
+		row.hit(name, n)
+	}
 	for _, name := range hit {
 		limited, cancel := context.WithTimeout(ctx, hitLimit)
 		if err := t.World.Censor.AwaitHit(limited, name); err != nil && missed == nil {
@@ -215,21 +230,18 @@ func (t *Town) lift(ctx context.Context, c Condition, row *Row) error {
 		return err
 	}
 	for name, h := range hits {
-		if row.Hits == nil {
-			row.Hits = map[string]uint64{}
-		}
-		row.Hits[name] += h.Total()
+		row.hit(name, h.Total())
 	}
 	return missed
 }
 
-// steady waits until the product answers over the tailnet, and Yggdrasil
-// answers.
-func (t *Town) steady(ctx context.Context, o Options) error {
+// steady waits until the product answers for a service over the tailnet, and
+// Yggdrasil answers.
+func (t *Town) steady(ctx context.Context, service site.Service) error {
 	ctx, cancel := context.WithTimeout(ctx, steadyLimit)
 	defer cancel()
 	from := time.Now()
-	cs := t.clients(ctx, o, New)
+	cs := t.clients(ctx, service, New)
 	defer cs.stop()
 	for _, c := range cs.all {
 		if _, err := c.first(ctx, from); err != nil {
@@ -237,7 +249,7 @@ func (t *Town) steady(ctx context.Context, o Options) error {
 		}
 	}
 	for {
-		layer, err := t.layer()
+		layer, err := t.layer(service)
 		if err == nil && layer == Tailnet {
 			return nil
 		}

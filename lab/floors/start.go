@@ -2,41 +2,25 @@ package floors
 
 import (
 	"context"
-	"crypto/x509"
+	"errors"
 
 	"github.com/veilor/veilor-os/lab/laptop"
 	"github.com/veilor/veilor-os/lab/outfit"
 	"github.com/veilor/veilor-os/lab/world"
 )
 
-// forget is after how long the ISP's address translation forgets a flow that
-// nobody uses, in seconds: what cheap routers do.
-const forget = "60"
-
 // Start brings a world with two edges up and joins a laptop behind an address
-// translation. roots are those of the service's certificate. The town ends with
-// stop or with ctx.
-func Start(ctx context.Context, f *outfit.Outfit) (t *Town, roots *x509.CertPool, stop func(), err error) {
-	f.World.Guest = true
+// translation. The town ends with stop or with ctx.
+func Start(ctx context.Context, f *outfit.Outfit) (t *Town, stop func(), err error) {
+	f.World.Guest, f.World.Cafe = true, true
 	w, err := world.Start(ctx, f.World)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	for key, value := range map[string]string{
-		"net.netfilter.nf_conntrack_acct":                    "1",
-		"net.netfilter.nf_conntrack_udp_timeout":             forget,
-		"net.netfilter.nf_conntrack_udp_timeout_stream":      forget,
-		"net.netfilter.nf_conntrack_tcp_timeout_established": forget,
-		"net.netfilter.nf_conntrack_tcp_loose":               "0",
-	} {
-		if err := w.ISP.Sysctl(key, value); err != nil {
-			w.Close()
-			return nil, nil, nil, err
-		}
-	}
-	if err := w.Masquerade(); err != nil {
+	// censor.Frozen counts what a connection has carried.
+	if err := errors.Join(w.ISP.Sysctl("net.netfilter.nf_conntrack_acct", "1"), w.Masquerade()); err != nil {
 		w.Close()
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	l, err := laptop.Start(ctx, w, laptop.Config{
 		Veilor: f.Programs.Veilor, VeilorYgg: f.Programs.Ygg, Site: f.Lab.Site, SiteFile: f.Lab.File,
@@ -45,11 +29,11 @@ func Start(ctx context.Context, f *outfit.Outfit) (t *Town, roots *x509.CertPool
 	})
 	if err != nil {
 		w.Close()
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	stop = func() {
 		l.Stop()
 		w.Close()
 	}
-	return &Town{World: w, Laptop: l, Site: f.Lab.Site}, f.Authority, stop, nil
+	return &Town{World: w, Laptop: l, Site: f.Lab.Site, Authority: f.Authority}, stop, nil
 }

@@ -1,12 +1,16 @@
 package floors
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"syscall"
 	"time"
@@ -23,8 +27,12 @@ type Town struct {
 	World  *world.World
 	Laptop *laptop.Laptop
 	Site   *site.Site
+	// Authority trusts the services' certificates.
+	Authority *x509.CertPool
 
 	liar net.PacketConn
+	kept *keptConn
+	sent uint64 // packets that had left the café before
 }
 
 // knockLimit is how long the lab's own tries take at most.
@@ -160,17 +168,70 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func (t *Town) service() site.Service { return t.Site.Services[0] }
+// service is the one that a condition is about.
+func (t *Town) service(c Condition) (site.Service, error) {
+	for _, v := range t.Site.Services {
+		if c.Service == "" || v.Name == c.Service {
+			return v, nil
+		}
+	}
+	return site.Service{}, fmt.Errorf("the site has no service %s", c.Service)
+}
 
 // layer is what `veilor status` says that the service goes over.
-func (t *Town) layer() (string, error) {
+func (t *Town) layer(service site.Service) (string, error) {
 	out, err := t.Laptop.Veilor("status", "--json")
 	var s struct {
-		Services []struct{ Layer string }
+		Services []struct{ Name, Layer string }
 	}
 	// It also says with its exit code that a laptop in a lab is not as it should be.
-	if jsonErr := json.Unmarshal([]byte(out), &s); jsonErr != nil || len(s.Services) == 0 {
+	if jsonErr := json.Unmarshal([]byte(out), &s); jsonErr != nil {
 		return "", fmt.Errorf("reading veilor status: %w, %w", err, jsonErr)
 	}
-	return s.Services[0].Layer, nil
+	for _, v := range s.Services {
+		if v.Name == service.Name {
+			return v.Layer, nil
+		}
+	}
+	return "", fmt.Errorf("veilor status does not know %s: %w", service.Name, err)
+}
+
+// keptConn is a connection of the laptop's with the control server, past every
+// layer.
+type keptConn struct {
+	*tls.Conn
+	in *bufio.Reader
+}
+
+// keep makes one, and asks once.
+func (t *Town) keep(ctx context.Context) (*keptConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, knockLimit)
+	defer cancel()
+	raw, err := t.World.Guest.DialContext(ctx, "tcp4", netip.AddrPortFrom(world.Control, 443).String())
+	if err != nil {
+		return nil, err
+	}
+	// Who it is does not matter here.
+	c := tls.Client(raw, &tls.Config{ServerName: t.Site.ControlHost(), InsecureSkipVerify: true})
+	k := &keptConn{c, bufio.NewReader(c)}
+	if err := k.ask(); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// ask asks the control server whether it is well.
+func (k *keptConn) ask() error {
+	k.SetDeadline(time.Now().Add(knockLimit))
+	if _, err := fmt.Fprintf(k, "GET /health HTTP/1.1\r\nHost: %s\r\n\r\n", k.ConnectionState().ServerName); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(k.in, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
 }

@@ -69,7 +69,7 @@ func Start(ctx context.Context, w *world.World, cfg Config) (*Laptop, error) {
 		return nil, fmt.Errorf("starting the laptop: %w", err)
 	}
 	l.Key = site.Key(hex.EncodeToString(private.Public().(ed25519.PublicKey)))
-	for _, e := range []*world.Edge{w.Edge, w.FarEdge} {
+	for _, e := range []*world.Edge{w.Edge, w.FarEdge, w.AtticNode} {
 		if e == nil {
 			continue
 		}

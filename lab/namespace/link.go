@@ -56,6 +56,49 @@ func (n *Namespace) Address(link string, cidrs ...string) error {
 	return nil
 }
 
+// Flush takes all addresses from an interface, and with them its routes.
+func (n *Namespace) Flush(link string) error {
+	l, err := n.links.LinkByName(link)
+	if err != nil {
+		return fmt.Errorf("finding %s in %s: %w", link, n.Name, err)
+	}
+	all, err := n.links.AddrList(l, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("listing the addresses of %s in %s: %w", link, n.Name, err)
+	}
+	for _, a := range all {
+		if a.IP.IsLinkLocalUnicast() {
+			continue // the kernel's own
+		}
+		if err := n.links.AddrDel(l, &a); err != nil {
+			return fmt.Errorf("taking %v from %s in %s: %w", a.IPNet, link, n.Name, err)
+		}
+	}
+	return nil
+}
+
+// Move moves an interface to another namespace, where it is down and without
+// addresses: a cable is pulled here and plugged in there.
+func (n *Namespace) Move(link string, to *Namespace) error {
+	l, err := n.links.LinkByName(link)
+	if err != nil {
+		return fmt.Errorf("finding %s in %s: %w", link, n.Name, err)
+	}
+	if err := n.links.LinkSetNsFd(l, to.FD()); err != nil {
+		return fmt.Errorf("moving %s from %s to %s: %w", link, n.Name, to.Name, err)
+	}
+	return nil
+}
+
+// Sent is how many packets have left by an interface.
+func (n *Namespace) Sent(link string) (uint64, error) {
+	l, err := n.links.LinkByName(link)
+	if err != nil {
+		return 0, fmt.Errorf("finding %s in %s: %w", link, n.Name, err)
+	}
+	return l.Attrs().Statistics.TxPackets, nil
+}
+
 // Up brings an interface up.
 func (n *Namespace) Up(link string) error {
 	l, err := n.links.LinkByName(link)

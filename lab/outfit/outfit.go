@@ -25,7 +25,8 @@ import (
 type Options struct {
 	// Source is the checkout, Cache the directory of what later runs use again.
 	Source, Cache string
-	// Wide gives the site a second edge, in a network of its own.
+	// Wide gives the site a second edge, in a network of its own, and a second
+	// host, in the laptop's.
 	Wide bool
 	// Log gets the output of builds.
 	Log io.Writer
@@ -97,7 +98,7 @@ func (f *Outfit) make(ctx context.Context, o Options) (err error) {
 			VeilorYgg: f.Programs.Ygg, PublicPeer: f.Programs.PublicPeer,
 			Dnsmasq: func(args ...string) *exec.Cmd { return f.tools.Command(forever, "dnsmasq", args...) },
 		},
-		Site: f.Lab.Site, EdgeKey: f.Lab.EdgeKey, FarEdgeKey: f.Lab.FarEdgeKey, PeerKey: f.Lab.PeerKey,
+		Site: f.Lab.Site, EdgeKey: f.Lab.EdgeKey, FarEdgeKey: f.Lab.FarEdgeKey, PeerKey: f.Lab.PeerKey, AtticKey: f.Lab.AtticKey,
 		Service: leaf, WebCA: web,
 		Run: f.At("run"), Logs: f.At("logs"), Names: f.At("netns"), Progress: o.Progress,
 	}

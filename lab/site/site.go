@@ -40,6 +40,10 @@ const (
 	ControlURL  = "https://hs.lab.test"
 	ServiceName = "x.veilor"
 	HostName    = "nullstone"
+
+	// AtticService is of a host in the laptop's own network, of a wide site.
+	AtticService = "y.veilor"
+	atticName    = "attic"
 )
 
 // Groups are the signature groups of which an image needs one signature each.
@@ -53,6 +57,9 @@ var (
 	control  = netip.MustParseAddr("10.88.3.10")
 	tailnet  = netip.MustParseAddr("100.64.0.1") // the first that Headscale allots
 	loopback = netip.MustParseAddr("127.83.0.1")
+
+	atticTailnet  = netip.MustParseAddr("100.64.0.2")
+	atticLoopback = netip.MustParseAddr("127.83.0.2")
 )
 
 // passphraseBytes of randomness protect the image keys, so that the lab goes
@@ -69,8 +76,9 @@ type Lab struct {
 	// EdgeKey and PeerKey are the private keys (PEM) of the home node, which is
 	// the edge and the service's host in one, and of the public peer.
 	EdgeKey, PeerKey string
-	// FarEdgeKey is that of the second edge; empty if there is none.
-	FarEdgeKey string
+	// FarEdgeKey is that of the second edge, AtticKey that of the second host;
+	// empty if there is none.
+	FarEdgeKey, AtticKey string
 	// ImageKeys are the private keys (cosign's form) of Groups, in that order.
 	ImageKeys []string
 	// Passphrase opens all of ImageKeys; what $COSIGN_PASSWORD must say.
@@ -82,7 +90,8 @@ type Lab struct {
 // Make makes the site in dir, or reads what an earlier call made there.
 func Make(dir string, now time.Time) (*Lab, error) { return build(dir, now, false) }
 
-// MakeWide is Make with a second edge, in a network of its own.
+// MakeWide is Make with a second edge, in a network of its own, and a second host
+// with a service.
 func MakeWide(dir string, now time.Time) (*Lab, error) { return build(dir, now, true) }
 
 func build(dir string, now time.Time, wide bool) (*Lab, error) {
@@ -93,7 +102,7 @@ func build(dir string, now time.Time, wide bool) (*Lab, error) {
 		AuthorityCert: filepath.Join(keys, "authority.pem"), AuthorityKey: filepath.Join(secret, "authority.key"),
 	}
 	if wide {
-		l.FarEdgeKey = filepath.Join(secret, "far.pem")
+		l.FarEdgeKey, l.AtticKey = filepath.Join(secret, "far.pem"), filepath.Join(secret, "attic.pem")
 	}
 	if err := errors.Join(os.MkdirAll(keys, 0o755), os.MkdirAll(secret, 0o700)); err != nil {
 		return nil, fmt.Errorf("making the lab's site: %w", err)
@@ -110,7 +119,7 @@ func build(dir string, now time.Time, wide bool) (*Lab, error) {
 	return l, nil
 }
 
-// Certificate issues one for the lab's service, by the site's authority.
+// Certificate issues one for the lab's services, by the site's authority.
 func (l *Lab) Certificate(now time.Time) (tls.Certificate, error) {
 	key, err := os.ReadFile(l.AuthorityKey)
 	if err != nil {
@@ -120,7 +129,11 @@ func (l *Lab) Certificate(now time.Time) (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	pair, err := ca.Issue([]string{ServiceName}, now)
+	var names []string
+	for _, v := range l.Services {
+		names = append(names, v.Name)
+	}
+	pair, err := ca.Issue(names, now)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
@@ -222,6 +235,16 @@ func (l *Lab) site() error {
 			return err
 		}
 		s.Yggdrasil.Edges = append(s.Yggdrasil.Edges, far)
+	}
+	if l.AtticKey != "" {
+		key, err := nodeKey(l.AtticKey)
+		if err != nil {
+			return err
+		}
+		s.Hosts = append(s.Hosts, site.Host{Name: atticName, Tier: "infra", Tailnet: atticTailnet, Yggdrasil: key})
+		s.Services = append(s.Services, site.Service{Name: AtticService, Host: atticName, Ports: []uint16{443}, Loopback: atticLoopback})
+		guest := &s.Tiers[len(s.Tiers)-1]
+		guest.Reach = append(guest.Reach, AtticService+":443")
 	}
 
 	for _, g := range Groups {

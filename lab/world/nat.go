@@ -2,17 +2,30 @@ package world
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/veilor/veilor-os/lab/namespace"
 )
 
-// Masquerade has the ISP translate the laptop's addresses to its own, as most do
-// with IPv4. Flows are then known by the router's connection tracking only, and
+// Forget is after how long a router's address translation forgets a flow that
+// nobody uses, in seconds: what cheap ones do.
+const Forget = "60"
+
+// Masquerade has the ISP translate the laptop's IPv4 addresses to its own, as
+// most do. Flows are then known by the router's connection tracking only, and
 // forgotten with it.
 func (w *World) Masquerade() error {
-	conn, err := nftables.New(nftables.WithNetNSFd(w.ISP.FD()))
+	return translate(w.ISP, netip.PrefixFrom(LaptopAddress, 24), toLaptop)
+}
+
+// translate has a router translate the addresses of the network on leg, a /24,
+// to its own, and forget soon.
+func translate(router *namespace.Namespace, network netip.Prefix, leg string) error {
+	conn, err := nftables.New(nftables.WithNetNSFd(router.FD()))
 	if err != nil {
 		return fmt.Errorf("translating addresses: %w", err)
 	}
@@ -20,17 +33,28 @@ func (w *World) Masquerade() error {
 	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "nat"})
 	chain := conn.AddChain(&nftables.Chain{Name: "masquerade", Table: table, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Policy: &accept})
-	leg := make([]byte, unix.IFNAMSIZ)
-	copy(leg, toLaptop)
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, leg)
 	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 3}, // 10.88.1.0/24
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: LaptopAddress.AsSlice()[:3]},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 3}, // the first three bytes of the source
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: network.Addr().AsSlice()[:3]},
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: leg},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: name},
 		&expr.Masq{},
 	}})
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("translating addresses: %w", err)
+	}
+	for _, setting := range []struct{ key, value string }{
+		{"net.netfilter.nf_conntrack_udp_timeout", Forget},
+		{"net.netfilter.nf_conntrack_udp_timeout_stream", Forget},
+		{"net.netfilter.nf_conntrack_tcp_timeout_established", Forget},
+		// A packet in the middle of a flow that is not known begins none.
+		{"net.netfilter.nf_conntrack_tcp_loose", "0"},
+	} {
+		if err := router.Sysctl(setting.key, setting.value); err != nil {
+			return err
+		}
 	}
 	return nil
 }

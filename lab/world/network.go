@@ -21,6 +21,8 @@ var (
 	FarEdgeAddress = netip.MustParseAddr("10.88.4.20")
 	// LaptopAddress is what the laptop gets by DHCP.
 	LaptopAddress = netip.MustParseAddr("10.88.1.10")
+	// atticAddress is the attic's, in the laptop's own network.
+	atticAddress = netip.MustParseAddr("10.88.1.11")
 )
 
 const (
@@ -30,7 +32,9 @@ const (
 	// laptop gets LaptopAddress whatever client identifier initrd and system use.
 	LaptopMAC = "52:54:00:88:01:0a"
 
-	toLaptop, toHome, toPeer, toFar = "to-laptop", "to-home", "to-peer", "to-far"
+	toLaptop, toHome, toPeer, toFar, toCafe = "to-laptop", "to-home", "to-peer", "to-far", "to-cafe"
+	// socket is the laptop's end of the cable to the guest.
+	socket = "guest"
 )
 
 // network makes the namespaces and the cables between them.
@@ -47,6 +51,8 @@ func (w *World) network() error {
 		{&w.Laptop, "laptop", "", true},
 		{&w.Far, "far", "10.88.4.1", w.cfg.FarEdgeKey != ""},
 		{&w.Guest, "guest", "10.88.1.1", w.cfg.Guest},
+		{&w.Attic, "attic", "10.88.1.1", w.cfg.AtticKey != ""},
+		{&w.Cafe, "cafe", "", w.cfg.Cafe},
 	} {
 		if !n.want {
 			continue
@@ -89,14 +95,22 @@ func (w *World) network() error {
 		routes[w.Far] = "10.88.4.1"
 	}
 	if w.Guest != nil {
-		err := namespace.Cable(end{In: w.Laptop, Name: "guest"}, end{In: w.Guest, Name: "eth0", Addresses: []string{LaptopAddress.String() + "/24"}})
-		if err != nil {
-			return err
-		}
-		if err := w.Laptop.Plug("br0", "guest"); err != nil {
+		if err := w.seat(w.Guest, socket, LaptopAddress); err != nil {
 			return err
 		}
 		routes[w.Guest] = "10.88.1.1"
+	}
+	if w.Attic != nil {
+		if err := w.seat(w.Attic, "attic", atticAddress); err != nil {
+			return err
+		}
+		routes[w.Attic] = "10.88.1.1"
+	}
+	if w.Cafe != nil {
+		if err := w.openCafe(); err != nil {
+			return err
+		}
+		routes[w.Cafe] = "10.88.2.1"
 	}
 	for ns, via := range routes {
 		if err := ns.Gateway(net.ParseIP(via)); err != nil {
@@ -104,4 +118,13 @@ func (w *World) network() error {
 		}
 	}
 	return nil
+}
+
+// seat plugs a namespace into the laptop's network; name is its cable's there.
+func (w *World) seat(ns *namespace.Namespace, name string, address netip.Addr) error {
+	err := namespace.Cable(namespace.End{In: w.Laptop, Name: name}, namespace.End{In: ns, Name: "eth0", Addresses: []string{address.String() + "/24"}})
+	if err != nil {
+		return err
+	}
+	return w.Laptop.Plug("br0", name)
 }

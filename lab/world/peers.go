@@ -4,19 +4,20 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/renameio/v2"
 
+	"github.com/veilor/veilor-os/internal/edge"
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/tier"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
 	"github.com/veilor/veilor-os/lab/daemon"
 	"github.com/veilor/veilor-os/lab/namespace"
@@ -58,8 +59,8 @@ func awaitNode(ctx context.Context, ns *namespace.Namespace, d *daemon.Daemon) e
 	return d.Ready(ctx, daemon.Healthy(h, "http://"+wsBackend+"/health"))
 }
 
-// Edge is a Yggdrasil node that takes peerings of admitted laptops. The one at
-// home hosts the service, too.
+// Edge is a Yggdrasil node of the operator's. All but the attic's take peerings of
+// admitted laptops; the one at home hosts the service, too.
 type Edge struct {
 	w    *World
 	name string // "edge-1", as the site calls it
@@ -69,12 +70,13 @@ type Edge struct {
 	host site.Key // its public key
 	up   []Peer   // edges that it peers with itself
 	open []uint16 // ports of its own address
+	// alone says that nobody peers through it.
+	alone bool
 	// tiers is the site file whose tiers say what is open instead, for the host
 	// of this name.
 	tiers, as string
 
-	mu     sync.Mutex
-	node   *daemon.Daemon
+	// admits are whom its configuration admits.
 	admits []site.Key
 }
 
@@ -112,11 +114,11 @@ func Peers(from []site.Peer) []Peer {
 	return to
 }
 
-// startEdge runs the home node, which admits nobody yet, behind TLS. With an
+// startEdge runs the home node, which admits no laptop yet, behind TLS. With an
 // edge elsewhere it peers with that, as any server at home would.
 func (w *World) startEdge(ctx context.Context) error {
 	service, host := w.service()
-	e := &Edge{w: w, name: "edge", ns: w.Home, key: w.cfg.EdgeKey, host: host.Yggdrasil, open: service.Ports}
+	e := &Edge{w: w, name: "edge", ns: w.Home, key: w.cfg.EdgeKey, host: host.Yggdrasil, open: service.Ports, admits: w.hostKeys(host)}
 	if w.cfg.SiteFile != "" {
 		e.tiers, e.as, e.open = w.cfg.SiteFile, host.Name, nil
 	}
@@ -130,16 +132,28 @@ func (w *World) startEdge(ctx context.Context) error {
 	return w.front(w.Home, "edge.lab.test", EdgeAddress, wsBackend)
 }
 
-// startFarEdge runs the edge in a network of its own, which admits the home node
-// and nobody else yet.
+// startFarEdge runs the edge in a network of its own, which admits the site's
+// hosts and nobody else yet.
 func (w *World) startFarEdge(ctx context.Context) error {
 	_, host := w.service()
 	far := w.cfg.Site.Yggdrasil.Edges[1]
-	w.FarEdge = &Edge{w: w, name: "far-edge", ns: w.Far, key: w.cfg.FarEdgeKey, host: far.Key, admits: []site.Key{host.Yggdrasil}}
+	w.FarEdge = &Edge{w: w, name: "far-edge", ns: w.Far, key: w.cfg.FarEdgeKey, host: far.Key,
+		admits: append([]site.Key{host.Yggdrasil}, w.hostKeys(host)...)}
 	if err := w.FarEdge.begin(ctx); err != nil {
 		return err
 	}
 	return w.front(w.Far, "far.lab.test", FarEdgeAddress, wsBackend)
+}
+
+// hostKeys are those of the site's other hosts that run here.
+func (w *World) hostKeys(but site.Host) []site.Key {
+	var keys []site.Key
+	for _, h := range w.cfg.Site.Hosts {
+		if w.Attic != nil && h.Yggdrasil != but.Yggdrasil {
+			keys = append(keys, h.Yggdrasil)
+		}
+	}
+	return keys
 }
 
 func (e *Edge) begin(ctx context.Context) (err error) {
@@ -149,32 +163,30 @@ func (e *Edge) begin(ctx context.Context) (err error) {
 	return e.start(ctx)
 }
 
-// Admit lets the laptop with the given key peer with the edge. The node is
-// restarted: the library reads its allow-list once, when it starts. Peerings
-// that stood are dialled anew by the other side, within 2 s to 5 s.
+// Admit lets the laptop with the given key, of the guests' tier, peer with the
+// edge, as the mint does: while it runs, and nobody else's peering is touched.
 func (e *Edge) Admit(ctx context.Context, key site.Key) error {
 	if key.Bytes() == nil {
 		return fmt.Errorf("admitting a key at the edge: %q is not 64 hex digits", key)
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if slices.Contains(e.admits, key) {
-		return nil
+	return e.AdmitNode(ctx, edge.Node{Key: key, Name: "laptop-" + string(key[:8]), Tier: tier.Guest})
+}
+
+// AdmitNode is Admit for a machine of any tier.
+func (e *Edge) AdmitNode(ctx context.Context, n edge.Node) error {
+	c, err := edge.NewClient(e.Control())
+	if err != nil {
+		return err
 	}
-	e.admits = append(e.admits, key)
-	e.w.drop(e.node)
-	e.node.Stop()
-	if err := e.start(ctx); err != nil {
-		return fmt.Errorf("admitting a key at the edge: %w", err)
-	}
-	return nil
+	_, err = c.Admit(ctx, n)
+	return err
 }
 
 // start writes the configuration and runs the node until it takes peerings.
 func (e *Edge) start(ctx context.Context) error {
 	c := edgeConfig{
 		IfName: "ygg0", IfMTU: edgeMTU, PrivateKeyPath: e.key,
-		AdminListen: "unix://" + e.Socket(), Listen: []string{"ws://" + wsBackend},
+		AdminListen: "unix://" + e.Socket(), Listen: []string{},
 		ControlListen: e.Control(), NodesPath: filepath.Join(e.dir, "nodes.json"),
 		SitePath: e.tiers, Host: e.as,
 		// Its own key first: to the library an empty list means everybody.
@@ -182,6 +194,9 @@ func (e *Edge) start(ctx context.Context) error {
 		Edges:             append([]Peer{}, e.up...),
 		PublicPeers:       Peers(e.w.cfg.Site.Yggdrasil.Public),
 		Accept:            append([]uint16{}, e.open...),
+	}
+	if !e.alone {
+		c.Listen = append(c.Listen, "ws://"+wsBackend)
 	}
 	text, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
@@ -197,9 +212,19 @@ func (e *Edge) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e.node = d
 	e.w.keep(d)
-	return awaitNode(ctx, e.ns, d)
+	if !e.alone {
+		return awaitNode(ctx, e.ns, d)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, nodeLimit, fmt.Errorf("has no peer after %v", nodeLimit))
+	defer cancel()
+	return d.Ready(ctx, func(ctx context.Context) error {
+		s, err := yggdrasil.Query(ctx, e.Socket())
+		if err == nil && !s.Up {
+			err = errors.New("no peer answers")
+		}
+		return err
+	})
 }
 
 // Socket is where the node's admin protocol is served.

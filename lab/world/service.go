@@ -10,6 +10,9 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/lab/namespace"
 )
 
 // maxBytes bounds /bytes/N: 1 GiB, minutes of any layer.
@@ -29,15 +32,15 @@ var page = template.Must(template.New("").Parse(`<!doctype html>
 </html>
 `))
 
-// startService serves the site's first service on the tailnet and in Yggdrasil.
-func (w *World) startService() error {
-	v, _ := w.service()
-	tailnet, yggdrasil := w.ServiceAddresses()
+// startService serves one of the site's services in ns, its host, on the tailnet
+// and in Yggdrasil.
+func (w *World) startService(ns *namespace.Namespace, v site.Service) error {
+	tailnet, yggdrasil := w.AddressesOf(v)
 	var at []netip.AddrPort
 	for _, port := range v.Ports {
 		at = append(at, netip.AddrPortFrom(tailnet, port), netip.AddrPortFrom(yggdrasil, port))
 	}
-	return w.serve(w.Home, v.Name, w.cfg.Service, serviceHandler(v.Name), at...)
+	return w.serve(ns, v.Name, w.cfg.Service, serviceHandler(v.Name), at...)
 }
 
 // serviceHandler answers with where the request came from: as JSON

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/veilor/veilor-os/internal/headscale"
+	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/lab/daemon"
 	"github.com/veilor/veilor-os/lab/namespace"
 )
@@ -106,10 +107,10 @@ func (n *Node) Tailscale(ctx context.Context, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// joinHost joins the service's host, the first of all machines, with a key of
-// its tier, and sees to it that it got the address that the site says.
-func (w *World) joinHost(ctx context.Context) error {
-	_, h := w.service()
+// joinHost joins one of the site's hosts in ns, with a key of its tier, and sees
+// to it that it got the address that the site says: Headscale allots them in
+// order.
+func (w *World) joinHost(ctx context.Context, ns *namespace.Namespace, h site.Host) error {
 	tag := ""
 	for _, t := range w.cfg.Site.Tiers {
 		if t.Name == h.Tier {
@@ -120,7 +121,7 @@ func (w *World) joinHost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n, err := w.Join(ctx, w.Home, h.Name, key)
+	n, err := w.Join(ctx, ns, h.Name, key)
 	if err != nil {
 		return err
 	}

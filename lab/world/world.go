@@ -5,14 +5,17 @@
 //
 //	laptop ── br0 ─┬─ tap0 (the VM)         10.88.1.10, by DHCP
 //	               ├─ guest (no VM: a test)  10.88.1.10
+//	               ├─ attic (a host)         10.88.1.11
 //	               └───────┐
-//	                      isp   10.88.1.1  10.88.3.1  10.88.5.1
+//	                      isp   10.88.1.1  10.88.3.1  10.88.5.1 ...
 //	                       │    DHCP, DNS of *.lab.test; the censor
-//	        ┌──────────────┼──────────────────┐
-//	      home            far                peer
-//	 10.88.3.10 hs       10.88.4.20 far     10.88.5.10 peer
-//	 10.88.3.20 edge     (if asked for)
+//	        ┌──────────────┼──────────────────┬─────────────────┐
+//	      home            far                peer              café
+//	 10.88.3.10 hs       10.88.4.20 far     10.88.5.10 peer   10.88.2.10, a router;
+//	 10.88.3.20 edge                                          behind it 10.89.1.0/24
 //
+// Far, attic, café and guest are there if asked for. The laptop can go to the
+// café; the censor sees nothing of what is behind it.
 // Names are in lab.test: hs.lab.test and so on.
 package world
 
@@ -78,23 +81,29 @@ type Config struct {
 	// Names is for the names of the namespaces: /run/netns.
 	Names string
 
+	// AtticKey, if set, is the file with the private key of the site's second host,
+	// which then stands in the laptop's own network and serves what the site says.
+	AtticKey string
 	// Guest makes a further namespace on the laptop's bridge with the laptop's
 	// address, to run the laptop's programs without a VM.
 	Guest bool
+	// Cafe makes another network, where the guest can go, see GoOut.
+	Cafe bool
 	// Progress, if set, is told what comes up next.
 	Progress func(what string)
 }
 
 // World is a running world.
 type World struct {
-	// ISP, Home, Peer and Laptop always exist; Far and Guest only if asked for.
-	ISP, Home, Far, Peer, Laptop, Guest *namespace.Namespace
+	// ISP, Home, Peer and Laptop always exist, the others only if asked for.
+	ISP, Home, Far, Peer, Laptop, Guest, Attic, Cafe *namespace.Namespace
 	// Censor acts in ISP.
 	Censor *censor.Censor
 	// Headscale is the control server at home.
 	Headscale *headscale.Server
-	// Edge is the Yggdrasil node at home, FarEdge the one elsewhere.
-	Edge, FarEdge *Edge
+	// Edge is the Yggdrasil node at home, FarEdge the one elsewhere, AtticNode the
+	// attic's.
+	Edge, FarEdge, AtticNode *Edge
 
 	cfg     Config
 	closers []func()
@@ -155,13 +164,20 @@ func (w *World) start(ctx context.Context) error {
 		return err
 	}
 	w.cfg.Progress("the service's host joins the tailnet")
-	if err := w.joinHost(ctx); err != nil {
+	service, host := w.service()
+	if err := w.joinHost(ctx, w.Home, host); err != nil {
 		return err
+	}
+	if w.Attic != nil {
+		w.cfg.Progress("a host in the laptop's own network")
+		if err := w.startAttic(ctx); err != nil {
+			return err
+		}
 	}
 	if err := w.loadPolicy(ctx); err != nil {
 		return err
 	}
-	return w.startService()
+	return w.startService(w.Home, service)
 }
 
 // startHeadscale runs the control server with the policy of the site's tiers.
@@ -216,8 +232,30 @@ func (w *World) service() (site.Service, site.Host) {
 // ServiceAddresses are where the first service really is: on the tailnet and in
 // Yggdrasil.
 func (w *World) ServiceAddresses() (tailnet, yggdrasil netip.Addr) {
-	_, h := w.service()
+	v, _ := w.service()
+	return w.AddressesOf(v)
+}
+
+// AddressesOf are where one of the site's services really is.
+func (w *World) AddressesOf(v site.Service) (tailnet, yggdrasil netip.Addr) {
+	h, _ := w.cfg.Site.Host(v.Host)
 	return h.Tailnet, Address(h.Yggdrasil)
+}
+
+// StopControl ends the control server and its relay, as when their machine is
+// gone; StartControl has it again, with all that it knew.
+func (w *World) StopControl() {
+	w.drop(w.Headscale.Daemon)
+	w.Headscale.Stop()
+}
+
+// StartControl ends StopControl.
+func (w *World) StartControl(ctx context.Context) error {
+	if err := w.Headscale.Restart(ctx); err != nil {
+		return err
+	}
+	w.keep(w.Headscale.Daemon)
+	return nil
 }
 
 // Healthy returns an error if a daemon has ended by itself.
@@ -253,7 +291,7 @@ func (w *World) Close() {
 			wg.Go(d.Stop)
 		}
 		wg.Wait()
-		for _, ns := range []*namespace.Namespace{w.Guest, w.Laptop, w.Peer, w.Far, w.Home, w.ISP} {
+		for _, ns := range []*namespace.Namespace{w.Guest, w.Attic, w.Laptop, w.Cafe, w.Peer, w.Far, w.Home, w.ISP} {
 			if ns != nil {
 				ns.Close()
 			}

@@ -105,7 +105,7 @@ func run(ctx context.Context, o options) error {
 	if o.logs != "" {
 		defer func() { os.CopyFS(o.logs, os.DirFS(f.World.Logs)) }()
 	}
-	town, roots, stop, err := floors.Start(ctx, f)
+	town, stop, err := floors.Start(ctx, f)
 	if err != nil {
 		return err
 	}
@@ -114,12 +114,12 @@ func run(ctx context.Context, o options) error {
 	if o.idle > 0 {
 		record.Idle, record.IdleRounds = o.idle.Seconds(), o.rounds
 	}
-	record.Rows, err = town.Measure(ctx, conditions, floors.Options{Roots: roots, Rounds: o.rounds, Idle: o.idle, Progress: say})
+	record.Rows, err = town.Measure(ctx, conditions, floors.Options{Rounds: o.rounds, Idle: o.idle, Progress: say})
 	if err != nil {
 		return err
 	}
 	if o.gaps > 0 && o.only == "" {
-		if record.Gap, err = town.MeasureGap(ctx, o.gaps, floors.Options{Roots: roots, Progress: say}); err != nil {
+		if record.Gap, err = town.MeasureGap(ctx, o.gaps, floors.Options{Progress: say}); err != nil {
 			return err
 		}
 		say("%d new connections after %d blocks: median %.2f s, 95 %% within %.2f s, all within %.2f s",
