@@ -64,6 +64,13 @@ func UDP() Rule {
 	return Rule{Name: "udp", Text: "all UDP dropped", alternatives: [][]match{{protocol(unix.IPPROTO_UDP)}}}
 }
 
+// Beyond is r for what passes the router: its own DHCP and DNS go on, as an ISP's
+// do that wants to keep its customers.
+func Beyond(r Rule) Rule {
+	r.transit = true
+	return r
+}
+
 // Host drops everything between the laptop and one IPv4 address.
 func Host(name string, a netip.Addr) Rule {
 	return Rule{Name: name, Text: name + " (" + a.String() + ") dropped", alternatives: [][]match{{in(netip.PrefixFrom(a, 32))}}}

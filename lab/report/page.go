@@ -28,7 +28,9 @@ type Page struct {
 	// Samples and Bands are by one clock.
 	Samples []browse.Sample
 	Bands   []Band
-	Acts    []Act
+	// Boots are what a laptop saw that was switched on where the ISP acts already.
+	Boots []Boot
+	Acts  []Act
 	// Checks are shown as bars if they have a limit, else as a list.
 	Checks []Check
 	// Tiers, if set, is who reaches what, as it was measured.
@@ -56,6 +58,20 @@ type Band struct {
 	Result string
 	// Lifted says that the ISP lets everything pass again: a mark without grey.
 	Lifted bool
+}
+
+// Boot is one start of the laptop. It has a clock of its own: the first band
+// begins where it was switched on.
+type Boot struct {
+	Samples []browse.Sample
+	Bands   []Band
+	Marks   []Mark
+}
+
+// Mark is a moment: "login prompt".
+type Mark struct {
+	At   time.Time
+	Text string
 }
 
 // Act is one step of the run.
@@ -114,6 +130,12 @@ type bar struct {
 	Text                   string
 }
 
+// start is a boot as it is drawn.
+type start struct {
+	Bands        []Band
+	Wide, Narrow template.HTML
+}
+
 // Render makes the page: one file that needs no other.
 func (p *Page) Render() ([]byte, error) {
 	view := struct {
@@ -122,6 +144,7 @@ func (p *Page) Render() ([]byte, error) {
 		Good, Bad, Not int
 		Lost, Missed   int
 		Longest        time.Duration
+		Starts         []start
 		Bars           []bar
 		Plain          []Check
 		Squares        template.HTML
@@ -145,6 +168,11 @@ func (p *Page) Render() ([]byte, error) {
 	}
 	if len(p.Samples) > 0 {
 		view.Wide, view.Narrow = drawTimeline(wide, p.Samples, p.Bands), drawTimeline(narrow, p.Samples, p.Bands)
+	}
+	for _, b := range p.Boots {
+		view.Starts = append(view.Starts, start{
+			b.Bands, drawTimeline(wideBoot, b.Samples, b.Bands, b.Marks...), drawTimeline(narrowBoot, b.Samples, b.Bands, b.Marks...),
+		})
 	}
 	if p.Tiers != nil {
 		var wide, narrow strings.Builder

@@ -61,6 +61,18 @@ func runOf(seconds int) *Page {
 			{From: at(edge), To: at(back), Text: "the edge dropped too", Result: "next answer after 0.31 s, through the public peer; 4 requests lost"},
 			{From: at(back), To: at(length), Text: "all blocks lifted", Result: "back on the tailnet after 4.0 s, 0 requests lost", Lifted: true},
 		},
+		Boots: []Boot{{
+			Samples: []browse.Sample{
+				{N: 1, Start: at(70).UnixNano(), Millis: 12, Err: "no such host"},
+				{N: 2, Start: at(82).UnixNano(), Millis: 640, OK: true, Layer: browse.Yggdrasil},
+				{N: 3, Start: at(94).UnixNano(), Millis: 60, OK: true, Layer: browse.Tailnet},
+			},
+			Bands: []Band{
+				{From: at(0), To: at(90), Text: "DNS lies, Tailscale dropped", Result: "login prompt after 79 s, the page after 83 s, over yggdrasil"},
+				{From: at(90), To: at(99), Text: "Tailscale let through, DNS still lies", Result: "on the tailnet after 4.1 s"},
+			},
+			Marks: []Mark{{at(34), "passphrase"}, {at(79), "login prompt"}},
+		}},
 		Acts: []Act{
 			{"image", "44.lab.1: 6 layers, 31 MB over the base, same digest twice", 4100 * time.Millisecond, Pass},
 			{"signature", "accepted signed; refused unsigned, stranger's key, swapped layer", 1900 * time.Millisecond, Pass},

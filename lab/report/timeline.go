@@ -25,6 +25,10 @@ type size struct {
 var (
 	wide   = size{"wide", 1080, 400, 52, 8, 62, 56, 2.6}
 	narrow = size{"narrow", 358, 320, 38, 4, 44, 52, 1.9}
+
+	// Boots are lower: there is little to see until the end.
+	wideBoot   = size{"wide", 1080, 240, 52, 8, 62, 56, 2.6}
+	narrowBoot = size{"narrow", 358, 220, 38, 4, 44, 52, 1.9}
 )
 
 const (
@@ -48,12 +52,13 @@ type timeline struct {
 
 // drawTimeline draws requests over time: one mark per request, its height the
 // latency on a logarithmic scale, its colour and shape the layer; bands where the
-// ISP acts.
-func drawTimeline(s size, samples []browse.Sample, bands []Band) template.HTML {
+// ISP acts; lines for single moments.
+func drawTimeline(s size, samples []browse.Sample, bands []Band, marks ...Mark) template.HTML {
 	t := &timeline{size: s}
 	t.scale(samples, bands)
 	fmt.Fprintf(&t.b, `<svg class="timeline %s" viewBox="0 0 %g %g" role="img" aria-label="Requests over time: height is latency, shape and colour are the layer, grey bands are the ISP's acts">`, s.class, s.width, s.height)
 	t.bands(bands)
+	t.moments(marks)
 	t.axes()
 	t.marks(samples)
 	t.ribbon(samples)
@@ -76,6 +81,9 @@ func (t *timeline) scale(samples []browse.Sample, bands []Band) {
 		}
 	}
 	for _, b := range bands {
+		if t.from.IsZero() || b.From.Before(t.from) {
+			t.from = b.From
+		}
 		if b.To.After(t.to) {
 			t.to = b.To
 		}
@@ -118,6 +126,19 @@ func (t *timeline) bands(bands []Band) {
 			fmt.Fprintf(&t.b, `<text x="%.1f" y="%.1f">%s</text>`, x0+18, 14+lineHeight*float64(j), html.EscapeString(line))
 		}
 		t.b.WriteString("</g>")
+	}
+}
+
+// moments are lines with a word, below the words of the bands.
+func (t *timeline) moments(marks []Mark) {
+	for _, m := range marks {
+		x, y := t.x(m.At), t.top-failStrip-3
+		fmt.Fprintf(&t.b, `<path class="edge" d="M%.1f %.1fV%.1f"/>`, x, y-lineHeight+3, t.height-t.bottom)
+		at, anchor := x+5, "start"
+		if at+charWidth*float64(len(m.Text)) > t.width-t.right {
+			at, anchor = x-5, "end"
+		}
+		fmt.Fprintf(&t.b, `<text class="moment" x="%.1f" y="%.1f" text-anchor="%s">%s</text>`, at, y, anchor, html.EscapeString(m.Text))
 	}
 }
 

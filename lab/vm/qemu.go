@@ -56,6 +56,9 @@ type Config struct {
 	// Disk is the installed disk, raw; it is not changed. It must be shared too.
 	// Empty: the firmware finds nothing to boot.
 	Disk string
+	// Resume goes on with what a machine that has ended left in Dir: its disk and
+	// its firmware's variables; logs go on as well. Disk must be the same.
+	Resume bool
 	// Data, if set, is a file made by MakeData: a second disk, read-only.
 	Data string
 	// Accel is what Probe found; zero is TCG.
@@ -96,17 +99,17 @@ func Start(ctx context.Context, cfg Config) (_ *Machine, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("starting a machine: %w", err)
 	}
-	log, err := os.Create(filepath.Join(cfg.Dir, "qemu.log"))
+	log, err := cfg.log("qemu.log")
 	if err != nil {
-		return nil, fmt.Errorf("starting a machine: %w", err)
+		return nil, err
 	}
 	defer log.Close()
 	if err := cfg.prepare(ctx, log); err != nil {
 		return nil, fmt.Errorf("starting a machine: %w", err)
 	}
-	consoleLog, err := os.Create(filepath.Join(cfg.Dir, "console.log"))
+	consoleLog, err := cfg.log("console.log")
 	if err != nil {
-		return nil, fmt.Errorf("starting a machine: %w", err)
+		return nil, err
 	}
 	var closers []io.Closer
 	defer func() {
@@ -155,8 +158,24 @@ func Start(ctx context.Context, cfg Config) (_ *Machine, err error) {
 	return m, nil
 }
 
+// log opens one of the machine's logs.
+func (cfg *Config) log(name string) (*os.File, error) {
+	flags := os.O_WRONLY | os.O_CREATE | os.O_APPEND
+	if !cfg.Resume {
+		flags |= os.O_TRUNC
+	}
+	f, err := os.OpenFile(filepath.Join(cfg.Dir, name), flags, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("starting a machine: %w", err)
+	}
+	return f, nil
+}
+
 // prepare makes the files that are the machine's own.
 func (cfg *Config) prepare(ctx context.Context, log io.Writer) error {
+	if cfg.Resume {
+		return nil
+	}
 	vars, err := os.ReadFile(cfg.Tools.Path(firmwareVars))
 	if err != nil {
 		return fmt.Errorf("taking the firmware: %w", err)
