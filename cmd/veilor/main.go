@@ -87,7 +87,7 @@ connections over whichever layer works, and says how things are.`,
 	for _, name := range []string{"site", "root", "mesh-socket", "tailscaled-socket", "ygg-socket", "timeline", "quiet-file"} {
 		flags.MarkHidden(name) // for tests, and for those who look for them
 	}
-	root.AddCommand(a.statusCommand(), a.joinCommand(), a.leaveCommand(), a.meshCommand(), a.versionCommand())
+	root.AddCommand(a.statusCommand(), a.joinCommand(), a.leaveCommand(), a.meshCommand(), a.notifyCommand(), a.versionCommand())
 	return root
 }
 

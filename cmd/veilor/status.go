@@ -42,7 +42,7 @@ It exits 0 if it could answer, whatever the answer is.`,
 			if codes {
 				return output(cmd.OutOrStdout(), asJSON, status.Kinds(), status.KindsText)
 			}
-			r, err := a.report(cmd.Context())
+			r, err := a.report(cmd.Context(), a.services)
 			if err != nil {
 				return err
 			}
@@ -60,8 +60,9 @@ It exits 0 if it could answer, whatever the answer is.`,
 // language is what the person has chosen for messages.
 func language() message.Language { return message.FromEnvironment(os.Getenv) }
 
-// report asks everybody at once. What cannot be learned is in the report.
-func (a *app) report(ctx context.Context) (*status.Report, error) {
+// report asks everybody at once, veilor-mesh by services. What cannot be learned
+// is in the report.
+func (a *app) report(ctx context.Context, services func(context.Context) ([]status.Service, error)) (*status.Report, error) {
 	s, dir, err := a.inForce()
 	if err != nil {
 		return nil, err
@@ -76,7 +77,7 @@ func (a *app) report(ctx context.Context) (*status.Report, error) {
 	wg.Go(func() { r.System, r.Unknown.NotImage, r.Unknown.NeedsRoot, r.Unknown.Image = a.system(ctx) })
 	var encrypted bool
 	wg.Go(func() { encrypted, r.Unknown.Disk = rootdisk.Encrypted(os.DirFS(a.root)) })
-	wg.Go(func() { r.Services, r.Unknown.Mesh = a.services(ctx) })
+	wg.Go(func() { r.Services, r.Unknown.Mesh = services(ctx) })
 	wg.Go(func() {
 		tn, r.Unknown.Tailnet = tailnet.New(a.tailscaledSocket).State(ctx)
 		if errors.Is(r.Unknown.Tailnet, tailnet.ErrStopped) {
@@ -87,10 +88,10 @@ func (a *app) report(ctx context.Context) (*status.Report, error) {
 		var y *yggdrasil.Status
 		if y, r.Unknown.Yggdrasil = yggdrasil.Query(ctx, a.yggSocket); y != nil {
 			r.Yggdrasil = status.Yggdrasil{Key: y.Key, Address: y.Address, Peer: y.Peer, Up: y.Up}
-		}
 			if f := y.Filters; f.Restored > 0 || f.Missing {
 				r.Yggdrasil.Filters = &status.Filters{Restored: f.Restored, Last: f.Last, By: f.By, Missing: f.Missing}
 			}
+		}
 	})
 	wg.Wait()
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"html"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,6 +65,10 @@ type Event struct {
 type Desktop struct {
 	conn   *dbus.Conn
 	events chan Event
+
+	// showing is held while a notification is shown: a server may say that it is
+	// closed before we have its id.
+	showing sync.Mutex
 
 	mu  sync.Mutex
 	ids map[string]uint32
@@ -136,7 +141,9 @@ func (d *Desktop) listen(ctx context.Context, signals <-chan *dbus.Signal) {
 		var e Event
 		switch s.Name {
 		case name + ".NotificationClosed":
+			d.showing.Lock()
 			e.Closed = d.closed(s.Body)
+			d.showing.Unlock()
 		case "org.freedesktop.DBus.NameOwnerChanged":
 			e.Appeared = d.owner(s.Body)
 		}
@@ -190,6 +197,8 @@ func (d *Desktop) Events() <-chan Event { return d.events }
 
 // Show shows n, in place of what is shown under key.
 func (d *Desktop) Show(ctx context.Context, key string, n Note) error {
+	d.showing.Lock()
+	defer d.showing.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
 	escape, err := d.markup(ctx)
@@ -233,6 +242,18 @@ func (d *Desktop) Close(ctx context.Context, key string) error {
 		return fmt.Errorf("taking a notification away: %w", err)
 	}
 	return nil
+}
+
+// Clear takes away everything that is shown.
+func (d *Desktop) Clear(ctx context.Context) error {
+	d.mu.Lock()
+	keys := slices.Sorted(maps.Keys(d.ids))
+	d.mu.Unlock()
+	var errs []error
+	for _, key := range keys {
+		errs = append(errs, d.Close(ctx, key))
+	}
+	return errors.Join(errs...)
 }
 
 // Hangup ends the connection.

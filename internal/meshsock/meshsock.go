@@ -272,7 +272,17 @@ func refusal(resp *http.Response, data []byte) error {
 	case resp.StatusCode/100 == 2:
 		return nil
 	case why != "" && len(why) < 200:
-		return fmt.Errorf("it says: %s", why)
+		return refused("it says: " + why)
 	}
-	return fmt.Errorf("it says %s", strings.ToLower(resp.Status))
+	return refused("it says " + strings.ToLower(resp.Status))
 }
+
+// ErrRefused says that the daemon runs and does not answer this: to nobody, to this
+// user, or not now.
+var ErrRefused = errors.New("refused")
+
+// refused is an ErrRefused in the daemon's words.
+type refused string
+
+func (r refused) Error() string   { return string(r) }
+func (refused) Is(err error) bool { return err == ErrRefused }

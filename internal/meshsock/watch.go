@@ -107,9 +107,9 @@ func wait[T any](ctx context.Context, done <-chan struct{}, c <-chan T) bool {
 	return false
 }
 
-// ErrEnded says that the daemon ended an answer that has no end: it stops, or
+// ErrEnded says that the daemon ended an answer that has no end: it stopped, or
 // found that nobody reads.
-var ErrEnded = errors.New("it ended the answer")
+var ErrEnded = errors.New("it stopped answering")
 
 // Watch asks for path and gives each line of the answer to line, until ctx ends,
 // the daemon stops ([ErrEnded]) or line returns an error.

@@ -100,7 +100,7 @@ func TestWatchBounds(t *testing.T) {
 		next(t, numbers)
 	}
 	_, ended := follow(t, c)
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "too many watch at once") {
+	if err := <-ended; !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "too many watch at once") {
 		t.Errorf("Watch = %v", err)
 	}
 }

@@ -4,6 +4,7 @@ package desktoptest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"os"
 	"os/exec"
@@ -50,7 +51,8 @@ func Bus(t testing.TB) (address string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, daemon, "--config-file="+file, "--nofork", "--print-address=1")
-	cmd.Stderr = os.Stderr
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +63,9 @@ func Bus(t testing.TB) (address string) {
 	t.Cleanup(func() { cancel(); cmd.Wait() }) // it was killed
 	address, err = bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		t.Fatalf("dbus-daemon does not say where it is: %v", err)
+		cancel()
+		cmd.Wait() // it has nothing more to say
+		t.Fatalf("dbus-daemon does not say where it is: %v\n%s", err, &complaints)
 	}
 	return strings.TrimSpace(address)
 }
