@@ -91,7 +91,32 @@ func fromDirectory(cfg *yggdrasil.Config, siteFile, dir string, log *slog.Logger
 	return &c, nil
 }
 
-// follow runs the node, and runs it anew when read gives other peers.
+// grouped gives configurations the group's password that is in force: there may
+// be none yet, and another may follow. What cannot be read is an error only the
+// first time; later the node runs on with what it has.
+func grouped(log *slog.Logger, now func() time.Time) func(*yggdrasil.Config) (*yggdrasil.Config, error) {
+	var last *yggdrasil.Config
+	said := ""
+	return func(cfg *yggdrasil.Config) (*yggdrasil.Config, error) {
+		with, err := cfg.WithGroup(now())
+		switch {
+		case err == nil:
+			last, said = with, ""
+			return with, nil
+		case last == nil:
+			return nil, err
+		}
+		if said != err.Error() { // not every minute
+			said = err.Error()
+			log.Warn("keeping the group's password of before", "err", err)
+		}
+		kept := *cfg
+		kept.Group = last.Group
+		return &kept, nil
+	}
+}
+
+// follow runs the node, and runs it anew when read gives another configuration.
 func follow(ctx context.Context, read func() *yggdrasil.Config, tick <-chan time.Time, run func(context.Context, *yggdrasil.Config) error) error {
 	for cfg := read(); ; {
 		next := cfg

@@ -35,10 +35,19 @@ A laptop dials the edges of the signed directory, where it has one, and those of
 the configuration otherwise. When the directory gets other edges, the node starts
 anew by itself.
 
+GroupPasswordPath is a file with the password that the site's nodes share, and
+from when on it counts (` + "`veilor-forge directory reserve --help`" + `). Who lacks it
+gets no answer from this node, wherever it comes from. A laptop runs without it
+until it is brought; a server does not start without the file. A change is seen
+within a minute, and the node then starts anew.
+
 On a server, ControlListen is a socket on which root and the daemon's group say
 who is admitted, while it runs: GET /v1/nodes, PUT and DELETE /v1/nodes/KEY. Who
 is revoked stays so; NodesPath keeps it. With SitePath, and Host or Tier, the
 tiers of the site decide which ports are open, and to whom.
+
+A packet filter of veilor that somebody else changes or removes is put back: the
+node's own, and on a laptop those of the services' addresses and of tailscaled.
 
 What is told on standard error (the journal, under systemd) names peers and
 reasons, and neither keys nor the addresses of guests.`,
@@ -46,9 +55,6 @@ reasons, and neither keys nor the addresses of guests.`,
 		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := yggdrasil.LoadConfig(config)
-A packet filter of veilor that somebody else changes or removes is put back: the
-node's own, and on a laptop those of the services' addresses and of tailscaled.
-
 			if err != nil {
 				return err
 			}
@@ -60,7 +66,17 @@ node's own, and on a laptop those of the services' addresses and of tailscaled.
 			defer daemon.SdNotify(false, daemon.SdNotifyStopping)
 			tick := time.NewTicker(lookAgain)
 			defer tick.Stop()
-			read := func() *yggdrasil.Config { return dialled(cfg, siteFile, dir, log) }
+			group := grouped(log, time.Now)
+			if _, err := group(cfg); err != nil {
+				return err
+			}
+			read := func() *yggdrasil.Config {
+				c, err := group(dialled(cfg, siteFile, dir, log))
+				if err != nil { // not after the first
+					c = cfg
+				}
+				return c
+			}
 			return follow(cmd.Context(), read, tick.C, func(ctx context.Context, cfg *yggdrasil.Config) error {
 				return yggdrasil.Run(ctx, cfg, log, func() {
 					log.Info("ready", "interface", cfg.IfName)

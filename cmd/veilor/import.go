@@ -16,6 +16,7 @@ import (
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/status"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
+	"github.com/veilor/veilor-os/internal/ygggroup"
 )
 
 func (a *app) directoryStore(s *site.Site) directory.Store {
@@ -28,8 +29,9 @@ func (a *app) meshImportCommand() *cobra.Command {
 		Use:   "import FILE",
 		Short: "Take a newer directory, or reserve edges, that somebody brings",
 		Long: `Import takes a directory of names, keys and addresses that is newer than the one
-in force, or reserve edges that are meant for this laptop alone. It needs no
-network: the file may come on a stick, or as QR codes from a phone.
+in force, or what is meant for this laptop alone: reserve edges, and the password
+that the nodes of the fallback share. It needs no network: the file may come on a
+stick, or as QR codes from a phone.
 
 FILE is directory.pem, or the text of the QR codes, one a line, in any order. A
 hyphen reads standard input. What the maintainers did not sign, what is older
@@ -80,6 +82,9 @@ changes.`,
 				for _, e := range reserve.Edges {
 					r.Reserve = append(r.Reserve, e.Name)
 				}
+				if err := a.keepGroup(reserve.Secret, &r, time.Now()); err != nil {
+					return err
+				}
 			}
 			if asJSON {
 				return writeJSON(cmd.OutOrStdout(), r)
@@ -100,14 +105,53 @@ type imported struct {
 	Expires time.Time `json:"expires"`
 	// Reserve are the names of reserve edges that were brought.
 	Reserve []string `json:"reserve,omitempty"`
+	// Group says that the password of the site's Yggdrasil nodes was brought and
+	// is kept, GroupNext when it next begins to count, if it does not yet or
+	// another follows.
+	Group     bool       `json:"group_password,omitempty"`
+	GroupNext *time.Time `json:"group_password_from,omitempty"`
+}
+
+// keepGroup puts the group's password, if one was brought, where veilor-ygg
+// looks for it.
+func (a *app) keepGroup(text []byte, r *imported, now time.Time) error {
+	if len(text) == 0 {
+		return nil
+	}
+	g, err := ygggroup.Parse(text)
+	if err != nil {
+		return fmt.Errorf("reading the group's password: %w", err)
+	}
+	changed, err := ygggroup.Write(filepath.Join(a.root, ygggroup.Path), text)
+	if err != nil {
+		return err
+	}
+	r.Group, r.Changed = true, r.Changed || changed
+	for _, at := range g.Changes() {
+		if at.After(now) && r.GroupNext == nil {
+			r.GroupNext = &at
+		}
+	}
+	return nil
 }
 
 func (r imported) text(w io.Writer) error {
 	what := fmt.Sprintf("directory %d with addresses %d, good until %s", r.Version, r.Moves, r.Expires.Format(time.DateOnly))
+	if r.Group {
+		when := "veilor-ygg uses it within a minute"
+		if r.GroupNext != nil {
+			when = "it begins to count on " + r.GroupNext.UTC().Format("2006-01-02 15:04 UTC")
+		}
+		if _, err := fmt.Fprintf(w, "The password of the site's fallback nodes is kept: %s. Delete the file that brought it.\n", when); err != nil {
+			return err
+		}
+	}
 	switch {
 	case r.Reserve != nil:
 		_, err := fmt.Fprintf(w, "%d reserve edges for this laptop are in force: %v\n", len(r.Reserve), r.Reserve)
 		return err
+	case r.Group:
+		return nil
 	case !r.Changed:
 		_, err := fmt.Fprintf(w, "It is in force already: %s. Nothing was changed.\n", what)
 		return err

@@ -131,7 +131,7 @@ func TestReserve(t *testing.T) {
 		NodeAddress: NodeAddress{Name: "reserve-1", Address: netip.MustParseAddrPort("95.216.1.1:443"), Network: "AS64504"},
 	}
 	made := func(number int64, keys ...int) *Packet {
-		e, err := NewReserve(laptop, number, []ReservedEdge{edge}, start)
+		e, err := NewReserve(laptop, number, []ReservedEdge{edge}, nil, start)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -293,7 +293,7 @@ func FuzzImport(f *testing.F) {
 	e, err := NewReserve(laptop, 1, []ReservedEdge{{
 		Node:        Node{Name: "r", URL: "wss://r.example.org/", Key: hostKey},
 		NodeAddress: NodeAddress{Name: "r", Address: netip.MustParseAddrPort("95.216.1.1:443")},
-	}}, start)
+	}}, []byte("a password of the group"), start)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -3,6 +3,9 @@ package directory
 import (
 	"bytes"
 	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"maps"
@@ -27,8 +30,9 @@ const (
 	reserveLife = 90 * day
 )
 
-// Reserve are edges that are in no public directory, which is a censor's list of
-// what to block, for one laptop.
+// Reserve is what one laptop gets that no public directory has: edges, since the
+// directory is a censor's list of what to block, and the password of the
+// Yggdrasil group.
 type Reserve struct {
 	Format int `json:"format"`
 	// For is the Yggdrasil public key of the laptop, 64 hex digits.
@@ -37,6 +41,30 @@ type Reserve struct {
 	Number  int64          `json:"number"`
 	Expires time.Time      `json:"expires"`
 	Edges   []ReservedEdge `json:"edges"`
+	// Group says which password comes along, if one does.
+	Group *GroupDigest `json:"group,omitempty"`
+
+	// Secret is that password, as package ygggroup reads it; only Import gives it.
+	Secret []byte `json:"-"`
+}
+
+// GroupDigest is what is signed and kept of a password: enough to know it by. The
+// password itself is in the file that is brought, and then only where veilor-ygg
+// reads it.
+type GroupDigest struct {
+	Salt   []byte `json:"salt"`
+	SHA256 []byte `json:"sha256"`
+}
+
+// saltSize is in bytes (NIST SP 800-132 §5.1 asks for 16).
+const saltSize = 16
+
+func digest(salt, secret []byte) []byte {
+	h := sha256.New()
+	h.Write([]byte("veilor group password\x00"))
+	h.Write(salt)
+	h.Write(secret)
+	return h.Sum(nil)
 }
 
 // ReservedEdge is an edge with its address.
@@ -56,6 +84,10 @@ type Envelope struct {
 	Payload     []byte        `json:"payload"`
 	PayloadType string        `json:"payloadType"`
 	Signatures  []EnvelopeSig `json:"signatures"`
+	// Secret is the password that the payload's GroupDigest is of. Whoever has
+	// the file has it: it is for one laptop, and is handed over as its key would
+	// be.
+	Secret []byte `json:"secret,omitempty"`
 }
 
 // EnvelopeSig is one signature; KeyID is TUF's.
@@ -64,9 +96,15 @@ type EnvelopeSig struct {
 	Sig   []byte `json:"sig"`
 }
 
-// NewReserve is a list that nobody has signed yet.
-func NewReserve(laptop string, number int64, edges []ReservedEdge, now time.Time) (*Envelope, error) {
+// NewReserve is a list that nobody has signed yet, with the text of the group's
+// password (package ygggroup) if that is not empty.
+func NewReserve(laptop string, number int64, edges []ReservedEdge, group []byte, now time.Time) (*Envelope, error) {
 	r := Reserve{Format: Format, For: laptop, Number: number, Expires: now.UTC().Truncate(day).Add(reserveLife), Edges: edges}
+	if len(group) > 0 {
+		salt := make([]byte, saltSize)
+		rand.Read(salt) // never fails
+		r.Group = &GroupDigest{Salt: salt, SHA256: digest(salt, group)}
+	}
 	if err := r.valid(); err != nil {
 		return nil, fmt.Errorf("making reserve edges: %w", err)
 	}
@@ -74,7 +112,7 @@ func NewReserve(laptop string, number int64, edges []ReservedEdge, now time.Time
 	if err != nil {
 		return nil, fmt.Errorf("making reserve edges: %w", err)
 	}
-	return &Envelope{Payload: data, PayloadType: payloadType, Signatures: []EnvelopeSig{}}, nil
+	return &Envelope{Payload: data, PayloadType: payloadType, Signatures: []EnvelopeSig{}, Secret: group}, nil
 }
 
 func (r Reserve) valid() error {
@@ -83,7 +121,10 @@ func (r Reserve) valid() error {
 	if r.Number < 1 {
 		c.failf("list %d; the first is 1", r.Number)
 	}
-	if len(r.Edges) == 0 || len(r.Edges) > maxReserve {
+	if g := r.Group; g != nil && (len(g.Salt) != saltSize || len(g.SHA256) != sha256.Size) {
+		c.failf("the digest of the group's password has %d and %d bytes", len(g.Salt), len(g.SHA256))
+	}
+	if (len(r.Edges) == 0 && r.Group == nil) || len(r.Edges) > maxReserve {
 		c.failf("%d reserve edges; 1 to %d are read", len(r.Edges), maxReserve)
 		return errors.Join(c.errs...)
 	}
@@ -148,8 +189,8 @@ func (e *Envelope) verify(root *metadata.Metadata[metadata.RootType]) (Reserve, 
 	return r, nil
 }
 
-// open is verify, for the laptop with this key at this time, and no older than
-// number.
+// open is verify, for the laptop with this key at this time, and newer than
+// number. With ErrCurrent it returns the list, too.
 func (e *Envelope) open(root *metadata.Metadata[metadata.RootType], laptop string, number int64, now time.Time) (Reserve, error) {
 	r, err := e.verify(root)
 	if err != nil {
@@ -163,9 +204,22 @@ func (e *Envelope) open(root *metadata.Metadata[metadata.RootType], laptop strin
 	case r.Number < number:
 		return Reserve{}, fmt.Errorf("reading reserve edges: %w: list %d, in force is %d", ErrOlder, r.Number, number)
 	case r.Number == number:
-		return Reserve{}, fmt.Errorf("reading reserve edges: %w", ErrCurrent)
+		return r, fmt.Errorf("reading reserve edges: %w", ErrCurrent)
 	}
 	return r, nil
+}
+
+// secret is the password that came with e, which is r.
+func (e *Envelope) secret(r Reserve) ([]byte, error) {
+	switch {
+	case r.Group == nil && e.Secret == nil:
+		return nil, nil
+	case e.Secret == nil:
+		return nil, fmt.Errorf("reading reserve edges: %w: the group's password is not in it any more; ask for the file anew", ErrDamaged)
+	case r.Group == nil, subtle.ConstantTimeCompare(digest(r.Group.Salt, e.Secret), r.Group.SHA256) != 1:
+		return nil, fmt.Errorf("reading reserve edges: %w: the group's password is not the one that was signed", ErrUnsigned)
+	}
+	return e.Secret, nil
 }
 
 // ErrStranger is for another laptop.

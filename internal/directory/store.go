@@ -161,7 +161,8 @@ func (st Store) write(name string, data []byte) error {
 }
 
 // Import takes what a person brings: a newer directory, or reserve edges for the
-// laptop with this Yggdrasil key. It returns which of them it was.
+// laptop with this Yggdrasil key. It returns which of them it was; what is secret
+// in it is not kept here.
 func (st Store) Import(p *Packet, laptop string, now time.Time) (Directory, *Reserve, error) {
 	if p.Reserve == nil {
 		d, err := st.Take(p.Files.Get, now)
@@ -180,10 +181,21 @@ func (st Store) Import(p *Packet, laptop string, now time.Time) (Directory, *Res
 		number = old.Number
 	}
 	r, err := p.Reserve.open(root, laptop, number, now)
-	if err != nil {
+	current := errors.Is(err, ErrCurrent)
+	if err != nil && !current {
 		return have.Directory, nil, err
 	}
-	data, err := p.Reserve.Pack()
+	secret, wrong := p.Reserve.secret(r)
+	if wrong != nil {
+		return have.Directory, nil, wrong
+	}
+	r.Secret = secret
+	if current { // but perhaps the secret was not put into its place then
+		return have.Directory, &r, err
+	}
+	keep := *p.Reserve
+	keep.Secret = nil
+	data, err := keep.Pack()
 	if err != nil {
 		return have.Directory, nil, err
 	}

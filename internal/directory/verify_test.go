@@ -267,7 +267,8 @@ func TestDamagedMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := 0; n < len(data); n += len(data) / 7 {
+	for part := range 7 { // never all but the last line's end, which nobody misses
+		n := part * len(data) / 7
 		if err := os.WriteFile(file, data[:n], 0o644); err != nil {
 			t.Fatal(err)
 		}

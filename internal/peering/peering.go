@@ -50,8 +50,11 @@ import (
 // The times of the machine. Those below a second make the gap after a block,
 // whose goal is 3 s; see the table in the package's test for how they add up.
 const (
-	// Grace is what the edges have before the public peer is dialled too. Three
-	// round trips (TCP, TLS 1.3, WebSocket) of 100 ms fit into it.
+	// Grace is what the edges have before the public peer is dialled too, when
+	// there is no peering: whoever opens first is joined. Three round trips (TCP,
+	// TLS 1.3, WebSocket) of 100 ms fit into it. While a peering is suspect the
+	// verdict is awaited anyway, and then an edge comes first whenever it opened:
+	// a Stagger is enough there.
 	Grace = 300 * time.Millisecond
 	// Stagger is between the dials of two peers of the same kind: RFC 8305 §5
 	// gives 250 ms for addresses of one host; edges are few and in one's own
@@ -418,6 +421,8 @@ func (m *Machine) dials(now time.Time, acts []Action) []Action {
 		if racing {
 			slot := m.raceAt.Add(Stagger * time.Duration(ahead[class]))
 			switch {
+			case class == aPublic && ahead[anEdge] > 0 && !m.suspectAt.IsZero():
+				slot = slot.Add(Stagger)
 			case class == aPublic && ahead[anEdge] > 0:
 				slot = slot.Add(Grace)
 			case class == aSick && ahead[anEdge]+ahead[aPublic] > 0:

@@ -91,7 +91,7 @@ func TestScripts(t *testing.T) {
 			{0, Tick{}, "dial 1=0"},
 			{5 * ms, Opened{1}, "join 1"},
 			{60 * time.Second, Suspect{1}, "dial 2=0"},
-			{60*time.Second + 300*ms, Tick{}, "dial 3=1"},
+			{60*time.Second + 150*ms, Tick{}, "dial 3=1"},
 			{60*time.Second + 330*ms, Opened{3}, ""},
 			{60*time.Second + 400*ms, Tick{}, "leave 1, join 3"},
 			{65 * time.Second, Failed{2}, ""},
@@ -103,7 +103,7 @@ func TestScripts(t *testing.T) {
 			{0, Tick{}, "dial 1=0"},
 			{5 * ms, Opened{1}, "join 1"},
 			{60 * time.Second, Suspect{1}, "dial 2=0"},
-			{60*time.Second + 300*ms, Tick{}, "dial 3=1"},
+			{60*time.Second + 150*ms, Tick{}, "dial 3=1"},
 			{60*time.Second + 330*ms, Opened{3}, ""},
 			{60*time.Second + 350*ms, Down{ID: 1}, "join 3"},
 		}},
@@ -134,12 +134,13 @@ func TestScripts(t *testing.T) {
 			{0, Tick{}, "dial 1=0"},
 			{5 * ms, Opened{1}, "join 1"},
 			{8 * time.Second, Suspect{1}, "dial 2=1"},
-			{8*time.Second + 150*ms, Tick{}, "dial 3=0"},
+			{8*time.Second + 150*ms, Tick{}, "dial 3=0, dial 4=2"},
 			{8*time.Second + 170*ms, Opened{3}, ""},
+			{8*time.Second + 180*ms, Opened{4}, ""},
 			{8*time.Second + 390*ms, Opened{2}, ""},
-			{8*time.Second + 400*ms, Tick{}, "leave 1, drop 3, join 2"},
+			{8*time.Second + 400*ms, Tick{}, "leave 1, drop 3, drop 4, join 2"},
 			{time.Hour, Tick{}, ""},
-			{2 * time.Hour, Down{ID: 2}, "dial 4=1"},
+			{2 * time.Hour, Down{ID: 2}, "dial 5=1"},
 		}},
 		"so does one that was told to be dead before the verdict": {2, 1, []step{
 			{0, Tick{}, "dial 1=0"},
@@ -350,8 +351,8 @@ func TestGap(t *testing.T) {
 	}{
 		{"lab", 0, 700 * ms},
 		{"town", 30 * ms, 700 * ms},
-		{"continent", 100 * ms, 1000 * ms},
-		{"far", 250 * ms, 1400 * ms},
+		{"continent", 100 * ms, 760 * ms},
+		{"far", 250 * ms, 1210 * ms},
 	} {
 		w := newWorld(t, 1, 3*c.rtt, 3*c.rtt)
 		w.run(time.Minute)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"net/url"
 	"os"
@@ -15,8 +16,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/veilor/veilor-os/internal/yggfilter"
+	"github.com/veilor/veilor-os/internal/ygggroup"
 )
 
 const (
@@ -50,10 +53,13 @@ type Config struct {
 	// the daemon's group say who is admitted (package edge), and NodesPath the
 	// file in which that is kept. A laptop has neither.
 	ControlSocket, NodesPath string
-	// GroupPasswordPath is a file, 0600, with a password that all nodes of a site
-	// have (GroupPassword in yggdrasil.conf): others then get no answer from this
-	// one, and so learn nothing of it. Empty: none.
+	// GroupPasswordPath is a file, 0600, with the password that all nodes of a
+	// site have (package ygggroup): others then get no answer from this one, and so
+	// learn nothing of it. Empty: none. On a laptop the file may be missing, until
+	// somebody brings it.
 	GroupPasswordPath string
+	// Group is the password in force; see WithGroup. No file has it.
+	Group Secret
 	// SitePath is the site file whose tiers say who may open what on this
 	// machine, which is its host Host, or a machine of tier Tier. Empty: Accept
 	// says it.
@@ -70,6 +76,44 @@ type Peer struct {
 	URL     *url.URL
 	Address netip.AddrPort
 	Key     ed25519.PublicKey
+}
+
+// Secret is a text that prints as something else.
+type Secret struct{ text string }
+
+// String says whether there is one.
+func (s Secret) String() string {
+	if s.text == "" {
+		return "none"
+	}
+	return "(hidden)"
+}
+
+// GoString hides it too.
+func (s Secret) GoString() string { return s.String() }
+
+// Server says whether this is no laptop: others peer through it, or are admitted
+// by it.
+func (c *Config) Server() bool { return len(c.Listen) > 0 || c.ControlSocket != "" }
+
+// WithGroup is c with the group's password that is in force at a time.
+func (c *Config) WithGroup(now time.Time) (*Config, error) {
+	with := *c
+	with.Group = Secret{}
+	if c.GroupPasswordPath == "" {
+		return &with, nil
+	}
+	g, err := ygggroup.Read(c.GroupPasswordPath)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !c.Server():
+		return &with, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w; a server without it would answer strangers: put it there, or leave GroupPasswordPath out", err)
+	case err != nil:
+		return nil, err
+	}
+	with.Group = Secret{g.At(now)}
+	return &with, nil
 }
 
 // Peers are the edges, then the public peers.

@@ -3,10 +3,16 @@ package yggdrasil
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"text/template"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -181,5 +187,51 @@ func TestTemplate(t *testing.T) {
 		if len(c.Listen) != 0 || len(c.Accept) != 0 || len(c.AllowedPublicKeys) != len(want) || c.IfName != "ygg0" {
 			t.Errorf("%s: a laptop listens, accepts or allows: %s", name, out.Bytes())
 		}
+	}
+}
+
+// TestWithGroup: a laptop may be without the group's password, a server not; and
+// it is nowhere to be seen.
+func TestWithGroup(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "group")
+	laptop := &Config{GroupPasswordPath: path}
+	server := &Config{GroupPasswordPath: path, ControlSocket: "/run/control.sock"}
+	now := time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)
+	if c, err := laptop.WithGroup(now); err != nil || c.Group != (Secret{}) {
+		t.Errorf("a laptop without: %v, %v", c, err)
+	}
+	if _, err := server.WithGroup(now); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "answer strangers") {
+		t.Errorf("a server without: %v", err)
+	}
+	if c, err := new(Config).WithGroup(now); err != nil || c.Group != (Secret{}) {
+		t.Errorf("none wanted: %v, %v", c, err)
+	}
+	const text = "correct horse battery"
+	if err := os.WriteFile(path, []byte("from 2026-12-01T00:00:00Z\n"+text+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*Config{laptop, server} {
+		before, err := c.WithGroup(now.Add(-time.Second))
+		if err != nil || before.Group != (Secret{}) {
+			t.Errorf("before its time: %v, %v", before, err)
+		}
+		after, err := c.WithGroup(now)
+		if err != nil || after.Group.text != text || reflect.DeepEqual(before, after) {
+			t.Fatalf("in its time: %v, %v", after, err)
+		}
+		for _, verb := range []string{"%v", "%+v", "%#v"} {
+			if got := fmt.Sprintf(verb, after); strings.Contains(got, "horse") {
+				t.Errorf("%s prints %s", verb, got)
+			}
+		}
+		if data, err := json.Marshal(after); err != nil || strings.Contains(string(data), "horse") {
+			t.Errorf("JSON: %s, %v", data, err)
+		}
+	}
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := laptop.WithGroup(now); err == nil || strings.Contains(err.Error(), "horse") {
+		t.Errorf("others may read it: %v", err)
 	}
 }

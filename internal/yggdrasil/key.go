@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/google/renameio/v2"
 	"github.com/yggdrasil-network/yggdrasil-go/src/address"
@@ -129,33 +128,4 @@ func EnsureKey(path string) (key ed25519.PrivateKey, made bool, err error) {
 		return key, false, err
 	}
 	return key, err == nil, err
-}
-
-const (
-	// minPassword and maxPassword bound a group's password. It is shared by all
-	// and typed by nobody, so it has no reason to be short.
-	minPassword, maxPassword = 16, 256
-)
-
-// readGroupPassword reads the password at path, which only we may read.
-func readGroupPassword(path string) (string, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", fmt.Errorf("reading the group's password: %w", err)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return "", fmt.Errorf("reading the group's password: others may read %s; run `chmod 600 %s`", path, path)
-	}
-	if info.Size() > maxPassword+2 {
-		return "", fmt.Errorf("reading the group's password: %s has %d bytes; a password has at most %d", path, info.Size(), maxPassword)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("reading the group's password: %w", err)
-	}
-	text := strings.TrimRight(string(data), "\r\n")
-	if len(text) < minPassword || len(text) > maxPassword || strings.ContainsAny(text, "\r\n\x00") {
-		return "", fmt.Errorf("reading the group's password: %s has not one line of %d to %d bytes; make one with `openssl rand -base64 32`", path, minPassword, maxPassword)
-	}
-	return text, nil
 }

@@ -42,7 +42,7 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 		return err
 	}
 	addr := Address(key.Public().(ed25519.PublicKey))
-	log.Info("node", "address", addr, "newKey", made)
+	log.Info("node", "address", addr, "newKey", made, "groupPassword", cfg.Group != Secret{})
 	if err := preflight(cfg.IfName); err != nil {
 		return err
 	}
@@ -131,8 +131,11 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 			}
 		})
 	}
+	// Who takes no peerings has one link only.
+	leaf := len(cfg.Listen) == 0
 	s := &supervisor{
-		core: node, key: key, joined: traffic.refresh, peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
+		core: node, key: key, joined: func(ctx context.Context, peer ed25519.PublicKey) { traffic.joined(ctx, peer, leaf) },
+		peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
 		dir: dir, log: log, now: time.Now, skews: make([]atomic.Int64, len(cfg.Edges)),
 	}
 	wg.Go(func() { s.run(ctx) })
@@ -154,12 +157,8 @@ func newCore(cfg *Config, key ed25519.PrivateKey, lib *logger) (*core.Core, erro
 			return ok && !Overlay(a.Unmap())
 		}),
 	}
-	if cfg.GroupPasswordPath != "" {
-		password, err := readGroupPassword(cfg.GroupPasswordPath)
-		if err != nil {
-			return nil, err
-		}
-		opts = append(opts, core.GroupPassword(password))
+	if cfg.Group != (Secret{}) {
+		opts = append(opts, core.GroupPassword(cfg.Group.text))
 	}
 	// No AllowedPublicKey: that list cannot change while the node runs. Whoever
 	// comes to the library's sockets has been through our door.

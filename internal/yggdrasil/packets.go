@@ -44,10 +44,15 @@ type packets struct {
 	mtu  atomic.Uint64
 	now  func() time.Time
 
+	after func(time.Duration) <-chan time.Time
+
 	mu      sync.Mutex
 	known   map[netip.Addr]*route
 	waiting map[netip.Addr]parcel
-	swept   time.Time
+	// held are the nodes that may be written to although a peering has just
+	// begun, see joined; nil: all.
+	held  map[netip.Addr]bool
+	swept time.Time
 }
 
 // route is the key behind an address.
@@ -63,7 +68,7 @@ type parcel struct {
 }
 
 func newPackets(c *core.Core, now func() time.Time) *packets {
-	p := &packets{core: c, self: Address(c.PublicKey()), now: now,
+	p := &packets{core: c, self: Address(c.PublicKey()), now: now, after: time.After,
 		known: map[netip.Addr]*route{}, waiting: map[netip.Addr]parcel{}, swept: now()}
 	p.mtu.Store(minMTU)
 	c.SetPathNotify(func(key ed25519.PublicKey) { p.learn(key) })
@@ -139,14 +144,17 @@ func (p *packets) Write(packet []byte) (int, error) {
 	now := p.now()
 	p.mu.Lock()
 	r := p.known[dst]
-	if r == nil {
+	held := p.held != nil && !p.held[dst]
+	if r == nil || held {
 		p.sweep(now)
 		if _, again := p.waiting[dst]; again || len(p.waiting) < maxWaiting {
 			p.waiting[dst] = parcel{append([]byte(nil), packet...), now}
 		}
 		p.mu.Unlock()
-		a := address.Address(dst.As16())
-		p.core.SendLookup(a.GetKey())
+		if !held {
+			a := address.Address(dst.As16())
+			p.core.SendLookup(a.GetKey())
+		}
 		return len(packet), nil
 	}
 	r.used = now

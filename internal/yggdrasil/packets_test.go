@@ -8,9 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -190,31 +188,5 @@ func TestPacketsBounded(t *testing.T) {
 	p.learn(other)
 	if len(p.waiting) != 0 || len(p.known) != 1 {
 		t.Errorf("after %v: %d wait, %d are known", keyLife, len(p.waiting), len(p.known))
-	}
-}
-
-func TestGroupPassword(t *testing.T) {
-	dir := t.TempDir()
-	write := func(text string, mode os.FileMode) string {
-		path := filepath.Join(dir, "group")
-		os.Remove(path)
-		if err := os.WriteFile(path, []byte(text), mode); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	if p, err := readGroupPassword(write("correct horse battery\n", 0o600)); err != nil || p != "correct horse battery" {
-		t.Errorf("%q, %v", p, err)
-	}
-	for name, path := range map[string]func() string{
-		"readable by others": func() string { return write("correct horse battery", 0o640) },
-		"short":              func() string { return write("secret\n", 0o600) },
-		"two lines":          func() string { return write("correct horse\nbattery staple", 0o600) },
-		"long":               func() string { return write(strings.Repeat("secret", 100), 0o600) },
-		"missing":            func() string { return filepath.Join(dir, "none") },
-	} {
-		if _, err := readGroupPassword(path()); err == nil || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "horse") {
-			t.Errorf("%s: %v, want an error without the password", name, err)
-		}
 	}
 }

@@ -45,11 +45,6 @@ const (
 // meant for one then goes to the other.
 const unlearn = 1500 * time.Millisecond
 
-// settles is when, after a peering began, the network has probably found its
-// shape: it looks at itself once a second (ironwood, network/router.go), and one
-// look may be lost or too early.
-var settles = []time.Duration{time.Second, 3 * time.Second, 10 * time.Second, 30 * time.Second}
-
 // errLeft ends a peering that the machine left.
 var errLeft = errors.New("another peer is better")
 
@@ -70,8 +65,9 @@ type supervisor struct {
 	log   *slog.Logger
 	now   func() time.Time
 	skews []atomic.Int64 // by edge: how far its clock is ahead of ours
-	// joined is called a few times after a peering began, see settles.
-	joined func()
+	// joined is called when a peering with the node of that key begins; it works
+	// until its context ends.
+	joined func(context.Context, ed25519.PublicKey)
 
 	machine *peering.Machine
 	results chan result
@@ -342,10 +338,11 @@ func (s *supervisor) bridge(ctx context.Context, wait time.Duration, lis *net.Un
 	}
 	// The wall clock, not s.now: what is measured is the kernel's.
 	go keepalive(ctx, t.conn, rand.Float64, time.After)
-	for _, d := range settles {
-		t := time.AfterFunc(d, s.joined)
-		defer t.Stop()
-	}
+	jctx, parted := context.WithCancel(ctx)
+	var joined sync.WaitGroup
+	joined.Go(func() { s.joined(jctx, s.peers[l.peer].Key) })
+	defer joined.Wait() // before the next peering begins
+	defer parted()
 	return t.conn.Bridge(ctx, local, func(late bool) {
 		e := peering.Event(peering.Clear{ID: l.id})
 		if late {
