@@ -18,7 +18,8 @@ const (
 	questions = "dns"
 )
 
-// meter counts bytes on the ISP's side of the laptop's cable.
+// meter counts the laptop's bytes on the ISP's side of its cable. The world has no
+// IPv6 there.
 type meter struct {
 	conn   *nftables.Conn
 	table  *nftables.Table
@@ -34,7 +35,7 @@ func newMeter(router int) (*meter, error) {
 		return nil, fmt.Errorf("counting bytes: %w", err)
 	}
 	m := &meter{conn: conn, chains: map[*nftables.Chain]func(*Wire) *int64{}}
-	m.table = conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "meter"})
+	m.table = conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "meter"})
 	accept := nftables.ChainPolicyAccept
 	for _, d := range []struct {
 		name string
@@ -42,12 +43,13 @@ func newMeter(router int) (*meter, error) {
 		// before addresses are translated, and after they are translated back
 		priority *nftables.ChainPriority
 		leg      expr.MetaKey
-		// address and port of the other end, in the headers
-		address, port uint32
-		count         func(*Wire) *int64
+		// the laptop's address, and address and port of the other end, in the
+		// headers (RFC 791 §3.1)
+		laptop, address, port uint32
+		count                 func(*Wire) *int64
 	}{
-		{"up", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, expr.MetaKeyIIFNAME, 16, 2, func(w *Wire) *int64 { return &w.Up }},
-		{"down", nftables.ChainHookPostrouting, nftables.ChainPriorityLast, expr.MetaKeyOIFNAME, 12, 0, func(w *Wire) *int64 { return &w.Down }},
+		{"up", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, expr.MetaKeyIIFNAME, 12, 16, 2, func(w *Wire) *int64 { return &w.Up }},
+		{"down", nftables.ChainHookPostrouting, nftables.ChainPriorityLast, expr.MetaKeyOIFNAME, 16, 12, 0, func(w *Wire) *int64 { return &w.Down }},
 	} {
 		chain := conn.AddChain(&nftables.Chain{Name: d.name, Table: m.table, Type: nftables.ChainTypeFilter,
 			Hooknum: d.hook, Priority: d.priority, Policy: &accept})
@@ -55,9 +57,11 @@ func newMeter(router int) (*meter, error) {
 		add := func(class string, match ...expr.Any) {
 			name := make([]byte, unix.IFNAMSIZ)
 			copy(name, leg)
-			on := []expr.Any{
+			on := []expr.Any{ // others live in the laptop's network
 				&expr.Meta{Key: d.leg, Register: 1},
 				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: d.laptop, Len: 4},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: world.LaptopAddress.AsSlice()},
 			}
 			conn.AddRule(&nftables.Rule{Table: m.table, Chain: chain, UserData: []byte(class),
 				Exprs: append(append(on, match...), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})})
@@ -67,8 +71,6 @@ func newMeter(router int) (*meter, error) {
 		}
 		for _, peer := range []netip.Addr{world.EdgeAddress, world.FarEdgeAddress, world.PeerAddress} {
 			add(ygg, append(protocol(unix.IPPROTO_TCP),
-				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}},
 				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: d.address, Len: 4},
 				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: peer.AsSlice()})...)
 		}
