@@ -238,3 +238,42 @@ func TestSiteInForce(t *testing.T) {
 	ask("no service is called")
 	says("[directory-lost]", "later.veilor")
 }
+
+// What a reserve file brings of the group's password is put where veilor-ygg
+// looks, and told without being shown.
+func TestKeepGroup(t *testing.T) {
+	a := defaults()
+	a.root = t.TempDir()
+	kept := filepath.Join(a.root, "var/lib/veilor-ygg/group")
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	const secret = "only these machines know it"
+	var r imported
+	if err := a.keepGroup(nil, &r, now); err != nil || r.Group {
+		t.Errorf("nothing was brought: %+v, %v", r, err)
+	}
+	if err := a.keepGroup([]byte(secret), &r, now); err == nil || !strings.Contains(err.Error(), "start veilor-ygg") {
+		t.Errorf("without veilor-ygg's directory: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(kept), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ text, want string }{
+		{secret + "\n", "uses it within a minute"},
+		{"from 2026-12-01T00:00:00Z\n" + secret + "\n", "begins to count on 2026-12-01 00:00 UTC"},
+	} {
+		var r imported
+		var out bytes.Buffer
+		if err := a.keepGroup([]byte(c.text), &r, now); err != nil || !r.Group || !r.Changed {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		if err := r.text(&out); err != nil || !strings.Contains(out.String(), c.want) || strings.Contains(out.String(), secret) {
+			t.Errorf("%v:\n%s", err, out.String())
+		}
+		if data, err := os.ReadFile(kept); err != nil || string(data) != c.text {
+			t.Errorf("kept: %q, %v", data, err)
+		}
+	}
+	if err := a.keepGroup([]byte("from tomorrow\n"+secret), &r, now); err == nil || strings.Contains(err.Error(), secret) {
+		t.Errorf("a mistake: %v", err)
+	}
+}
