@@ -44,7 +44,7 @@ minutes. ` + "`veilor status`" + ` says the rest.
 
 It waits for veilor-mesh to tell of a change and asks nothing meanwhile.
 veilor-notify.service runs it for everybody who logs in to the desktop; who does
-not want it says: systemctl --user disable --now veilor-notify.service`,
+not want it says: systemctl --user mask --now veilor-notify.service`,
 		Example: "  veilor notify\n  systemctl --user status veilor-notify.service",
 		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -16,6 +16,7 @@ type breakage struct {
 const (
 	ygg2    = "overlay/usr/share/veilor/ygg.json.tmpl"
 	units   = "overlay/usr/lib/systemd/system/"
+	session = "overlay/usr/lib/systemd/user/veilor-notify.service"
 	preset  = "overlay/usr/lib/systemd/system-preset/30-veilor.preset"
 	undo    = "overlay/undo.yaml"
 	mime    = "overlay/etc/xdg/mimeapps.list"
@@ -149,6 +150,15 @@ var breaks = []breakage{
 	{"presets", "disagree", edits(preset, "enable veilor-ygg.service", "disable veilor-ygg.service"), "the recipe says enable, its preset disable"},
 	{"presets", "no unit", edits(preset, "enable veilor-ygg.service", "enable veilor-ygg.service\nenable veilor-none.service"), "there is no unit veilor-none.service"},
 	{"presets", "too late", puts("overlay/usr/lib/systemd/system-preset/50-veilor.preset", "disable x.service\n"), "begin its name with 30-"},
+	{"presets", "another scope", func(w *world) {
+		w.remove("overlay/usr/lib/systemd/user-preset/30-veilor.preset")
+		w.edit(preset, "enable veilor-ygg.service", "enable veilor-ygg.service\nenable veilor-notify.service")
+	}, "/usr/lib/systemd/user/veilor-notify.service: no preset names it"},
+	{"session-units", "namespace", edits(session, "LockPersonality=yes", "LockPersonality=yes\nProtectSystem=strict"), "ProtectSystem= needs a user namespace"},
+	{"session-units", "open", edits(session, "NoNewPrivileges=yes\n", ""), "lacks NoNewPrivileges=yes"},
+	{"session-units", "network", edits(session, "RestrictAddressFamilies=AF_UNIX\n", ""), "what it may talk to"},
+	{"session-units", "login screen", edits(session, "ConditionUser=!@system\n", ""), "lacks ConditionUser=!@system"},
+	{"session-units", "never started", edits(session, "WantedBy=graphical-session.target", "WantedBy=multi-user.target"), "a session has no multi-user.target"},
 	{"unit-install", "passive", edits(units+"veilor-usbguard.service", "WantedBy=multi-user.target", "WantedBy=first-boot-complete.target"), "is passive"},
 	{"unit-install", "suspend", edits(units+"veilor-wifi-resume.service", "WantedBy=sleep.target", "WantedBy=suspend.target"), "misses the other kinds"},
 	{"unit-install", "first boot", edits(units+"veilor-usbguard.service", "[Service]", "ConditionFirstBoot=yes\n[Service]"), "machine id"},

@@ -84,7 +84,7 @@ func tailscale(_ context.Context, s *Subject) error {
 	if !slices.Contains(off, "tailscaled.service") || slices.Contains(on, "tailscaled.service") {
 		p.addf("%s does not disable tailscaled.service", recipePath)
 	}
-	if _, verb := presetOf(s, "tailscaled.service"); verb != "disable" {
+	if _, verb := presetOf(s, "system", "tailscaled.service"); verb != "disable" {
 		p.addf("no preset disables tailscaled.service")
 	}
 	return p.err()

@@ -35,7 +35,7 @@ var unitRules = []Rule{
 		What:   "presets, recipe and units agree on what starts",
 		Why:    "an [Install] section does nothing by itself; a preset alone counts on the first boot only, and not where the installer wrote a machine id",
 		Source: "systemd.preset(5), machine-id(5)",
-		Fix:    "name the unit in overlay/usr/lib/systemd/system-preset and under enabled or disabled in the recipe",
+		Fix:    "name the unit in overlay/usr/lib/systemd/system-preset (user-preset for a unit of a person's session) and under enabled or disabled in the recipe",
 		check:  presets,
 	},
 	{
@@ -143,10 +143,10 @@ func exposure(ctx context.Context, s *Subject) error {
 	return p.err()
 }
 
-// presetOf returns the preset file that names a unit, and what it says.
-func presetOf(s *Subject, unit string) (file, verb string) {
-	dirs := append(s.below("usr/lib/systemd/system-preset/", ".preset"), s.below("usr/lib/systemd/user-preset/", ".preset")...)
-	for _, e := range dirs {
+// presetOf returns the preset file of a scope (system or user) that names a unit,
+// and what it says.
+func presetOf(s *Subject, scope, unit string) (file, verb string) {
+	for _, e := range s.below("usr/lib/systemd/"+scope+"-preset/", ".preset") {
 		for line := range strings.Lines(string(e.Data)) {
 			if w := strings.Fields(line); len(w) == 2 && w[1] == unit {
 				return e.Path, w[0]
@@ -156,6 +156,9 @@ func presetOf(s *Subject, unit string) (file, verb string) {
 	return "", ""
 }
 
+// scopeOf is the scope of a unit at p: system or user.
+func scopeOf(p string) string { return path.Base(path.Dir(p)) }
+
 // presetNames orders preset files so that ours win over the base's.
 var presetRe = regexp.MustCompile(`^(enable|disable) [A-Za-z0-9@._-]+\.(service|timer|socket|path|target)$`)
 
@@ -164,32 +167,33 @@ func presets(_ context.Context, s *Subject) error {
 		return err
 	}
 	var p problems
-	said := map[string]string{}
+	said := map[string]string{} // by scope/name
 	for _, m := range modules[*recipe.Systemd](s) {
-		for _, u := range []recipe.Units{m.System, m.User} {
+		for scope, u := range map[string]recipe.Units{"system/": m.System, "user/": m.User} {
 			for _, n := range u.Enabled {
-				said[n] = "enable"
+				said[scope+n] = "enable"
 			}
 			for _, n := range append(slices.Clone(u.Disabled), u.Masked...) {
-				said[n] = "disable"
+				said[scope+n] = "disable"
 			}
 		}
 	}
 	ours := map[string]bool{}
 	for _, e := range s.units() {
 		n := path.Base(e.Path)
-		ours[n] = true
+		scope := scopeOf(e.Path)
+		ours[scope+"/"+n] = true
 		if !regexp.MustCompile(`(?m)^\[Install\]`).Match(e.Data) {
 			continue
 		}
-		_, verb := presetOf(s, n)
-		switch {
+		_, verb := presetOf(s, scope, n)
+		switch recipeSays := said[scope+"/"+n]; {
 		case verb == "":
 			p.addf("/%s: no preset names it", e.Path)
-		case said[n] == "":
+		case recipeSays == "":
 			p.addf("/%s: %s does not say whether it is enabled", e.Path, recipePath)
-		case said[n] != verb:
-			p.addf("/%s: the recipe says %s, its preset %s", e.Path, said[n], verb)
+		case recipeSays != verb:
+			p.addf("/%s: the recipe says %s, its preset %s", e.Path, recipeSays, verb)
 		}
 	}
 	for _, e := range append(s.below("usr/lib/systemd/system-preset/", ""), s.below("usr/lib/systemd/user-preset/", "")...) {
@@ -207,7 +211,7 @@ func presets(_ context.Context, s *Subject) error {
 				continue
 			}
 			n := strings.Fields(line)[1]
-			if strings.HasPrefix(n, "veilor") && !ours[n] {
+			if scope := strings.TrimSuffix(path.Base(path.Dir(e.Path)), "-preset"); strings.HasPrefix(n, "veilor") && !ours[scope+"/"+n] {
 				p.addf("/%s: there is no unit %s", e.Path, n)
 			}
 		}
