@@ -102,7 +102,7 @@ var catalogue = []Text{
 	// veilor status: the conditions, what to do.
 	{English: "`systemctl status veilor-mesh` says why; `run0 systemctl restart veilor-mesh` starts it.", Russian: "`systemctl status veilor-mesh` скажет почему; `run0 systemctl restart veilor-mesh` запустит."},
 	{English: "End it with: run0 veilor mesh quiet off", Russian: "Отменить: run0 veilor mesh quiet off"},
-	{English: "Tell that program to leave the tables veilor_ygg, veilor_loop and veilor_fence alone; `nft monitor` as root says which it is.", Russian: "Велите той программе не трогать таблицы veilor_ygg, veilor_loop и veilor_fence; `nft monitor` от имени root скажет, какая это программа."},
+	{English: "`journalctl -u veilor-ygg` says which and why. A program that removes veilor's tables must be told to leave them alone.", Russian: "`journalctl -u veilor-ygg` скажет, который и почему. Программе, которая удаляет таблицы veilor, надо велеть их не трогать."},
 	{English: "Nothing to do, unless it goes on. `journalctl -u veilor-ygg` says when it was.", Russian: "Делать ничего не нужно, если это не повторяется. `journalctl -u veilor-ygg` скажет, когда это было."},
 	{English: "`systemctl status tailscaled` may say more.", Russian: "`systemctl status tailscaled` может сказать больше."},
 	{English: "Join with: run0 veilor join", Russian: "Подключиться: run0 veilor join"},

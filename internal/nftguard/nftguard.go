@@ -96,6 +96,7 @@ type kept struct {
 	due    time.Time // when it is put back; zero if it is in place
 	by     string    // who changed it last
 	told   time.Time // when a fight was last told
+	failed string    // why it could not be loaded last time
 }
 
 // Open begins to listen. now is the clock; nil means time.Now.
@@ -271,18 +272,20 @@ func (g *Guard) inspect(t Table, k *kept, c change) {
 	}
 	k.pace.done(now)
 	loud := k.pace.gap < fight
-	if !loud && (k.told.IsZero() || now.Sub(k.told) >= complainEvery) {
+	if !loud && k.failed == "" && (k.told.IsZero() || now.Sub(k.told) >= complainEvery) {
 		k.told = now
 		g.log.Warn("somebody changes the packet filter again and again; one of the two must be told to leave it alone",
 			"table", t.Name, "by", k.by, "wait", k.pace.gap.Round(time.Millisecond))
 	}
 	if err := g.put(t, k, k.load); err != nil {
 		k.due = k.pace.next(now)
-		if loud {
-			g.log.Error("restoring the packet filter", "table", t.Name, "by", k.by, "err", err)
+		if err.Error() != k.failed {
+			g.log.Error("somebody changed the packet filter, and it cannot be restored", "table", t.Name, "by", k.by, "err", err)
 		}
+		k.failed = err.Error()
 		return
 	}
+	k.failed = ""
 	g.tally.Restored++
 	g.tally.Last, g.tally.Table, g.tally.By = now, t.Name, k.by
 	if loud {

@@ -86,8 +86,8 @@ var table = slices.Concat([]kind{
 			return r.say("quiet%s", r.quietTimes())
 		}},
 	{"filters-missing", aboutMesh, Broken,
-		"One of veilor's packet filters is not in force, because another program removes it again and again.",
-		"Tell that program to leave the tables veilor_ygg, veilor_loop and veilor_fence alone; `nft monitor` as root says which it is.",
+		"One of veilor's packet filters is not in force: another program removes it again and again, or it cannot be loaded.",
+		"`journalctl -u veilor-ygg` says which and why. A program that removes veilor's tables must be told to leave them alone.",
 		func(r *Report, _ *Service) string {
 			f := r.Yggdrasil.Filters
 			if f == nil || !f.Missing {
