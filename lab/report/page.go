@@ -145,6 +145,7 @@ func (p *Page) Render() ([]byte, error) {
 		Lost, Missed   int
 		Longest        time.Duration
 		Starts         []start
+		Said, Pictures []Screen
 		Bars           []bar
 		Plain          []Check
 		Squares        template.HTML
@@ -173,6 +174,13 @@ func (p *Page) Render() ([]byte, error) {
 		view.Starts = append(view.Starts, start{
 			b.Bands, drawTimeline(wideBoot, b.Samples, b.Bands, b.Marks...), drawTimeline(narrowBoot, b.Samples, b.Bands, b.Marks...),
 		})
+	}
+	for _, c := range p.Screens {
+		if c.PNG != nil {
+			view.Pictures = append(view.Pictures, c)
+		} else {
+			view.Said = append(view.Said, c)
+		}
 	}
 	if p.Tiers != nil {
 		var wide, narrow strings.Builder
