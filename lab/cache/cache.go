@@ -105,6 +105,17 @@ func (c *Cache) Get(ctx context.Context, name string, inputs *Inputs, build func
 	return final, c.prune(name, final)
 }
 
+// Has reports whether the artefact is there, so that who can do without it need
+// not wait for it to be made.
+func (c *Cache) Has(name string, inputs *Inputs) bool {
+	sum, err := inputs.Sum()
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(filepath.Join(c.Dir, name+"-"+sum))
+	return err == nil
+}
+
 func (c *Cache) build(ctx context.Context, name, final string, build func(context.Context, string) error) (err error) {
 	dir, err := os.MkdirTemp(c.Dir, buildPrefix+name+"-")
 	if err != nil {

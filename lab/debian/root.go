@@ -88,14 +88,20 @@ var slimPaths = []string{
 // A root is made once from whatever the archive has that day and then kept:
 // the archive has no names for days. Delete it from the cache to renew it.
 func (s Spec) Build(ctx context.Context, c *cache.Cache, log io.Writer) (string, error) {
-	inputs := cache.NewInputs(version).String(suite, fmt.Sprint(s.Slim)).String(s.Packages...)
-	dir, err := c.Get(ctx, s.Name, inputs, func(ctx context.Context, dir string) error {
+	dir, err := c.Get(ctx, s.Name, s.inputs(), func(ctx context.Context, dir string) error {
 		return s.make(ctx, dir+"/"+dirName, log)
 	})
 	if err != nil {
 		return "", err
 	}
 	return dir + "/" + dirName, nil
+}
+
+// Built reports whether Build has nothing to make.
+func (s Spec) Built(c *cache.Cache) bool { return c.Has(s.Name, s.inputs()) }
+
+func (s Spec) inputs() *cache.Inputs {
+	return cache.NewInputs(version).String(suite, fmt.Sprint(s.Slim)).String(s.Packages...)
 }
 
 func (s Spec) make(ctx context.Context, dir string, log io.Writer) error {
