@@ -20,6 +20,7 @@ import (
 	"github.com/veilor/veilor-os/internal/quiet"
 	"github.com/veilor/veilor-os/internal/status"
 	"github.com/veilor/veilor-os/internal/timeline"
+	"github.com/veilor/veilor-os/internal/wake"
 )
 
 // serve runs the daemon until ctx ends. Everything is listened on before
@@ -75,6 +76,17 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 		// Without it a lost layer is found by the next connection.
 		if err := linkwatch.Watch(ctx, func() { fwd.LinkChanged(ctx); changed() }); err != nil {
 			log.Warn("changes of the network will be noticed late", "err", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		err := wake.Watch(ctx, func(asleep time.Duration) {
+			log.Info("awake again", "asleep", asleep.Round(time.Second))
+			fwd.LinkChanged(ctx)
+			changed()
+		})
+		if err != nil {
+			log.Warn("that the laptop was asleep will be noticed late", "err", err)
 		}
 		return nil
 	})

@@ -94,7 +94,7 @@ const (
 type ID uint64
 
 // Event is something that happened: [Opened], [Failed], [Down], [Suspect],
-// [Clear] or [Tick]. An event about an ID that the machine has given up is
+// [Clear], [Changed] or [Tick]. An event about an ID that the machine has given up is
 // ignored.
 type Event interface{ event() }
 
@@ -115,6 +115,10 @@ type (
 	Suspect struct{ ID ID }
 	// Clear takes Suspect back.
 	Clear struct{ ID ID }
+	// Changed says that the machine may stand in another network now: an
+	// interface or a route came or went. Slept says that it was asleep, so that
+	// whatever had been begun before goes nowhere.
+	Changed struct{ Slept bool }
 	// Tick says that time has passed; see [Machine.Next].
 	Tick struct{}
 )
@@ -124,6 +128,7 @@ func (Failed) event()  {}
 func (Down) event()    {}
 func (Suspect) event() {}
 func (Clear) event()   {}
+func (Changed) event() {}
 func (Tick) event()    {}
 
 // Action is something to do: [Dial], [Drop], [Join] or [Leave]. Actions must be
@@ -235,9 +240,29 @@ func (m *Machine) Step(now time.Time, e Event) []Action {
 			m.suspectAt, m.raceAt = time.Time{}, time.Time{}
 			acts = m.dropAll(acts, func(t *target) bool { return t.public || !m.targets[m.peer].public })
 		}
+	case Changed:
+		acts = m.changed(now, e.Slept)
 	case Tick:
 	}
 	return m.plan(now, acts)
+}
+
+// changed ends the pauses after failures: they were about another network. A peer
+// whose peerings end badly keeps its own, since many a change is none of the
+// network outside.
+func (m *Machine) changed(now time.Time, slept bool) (acts []Action) {
+	if slept {
+		acts = m.dropAll(nil, func(*target) bool { return true })
+		if !m.raceAt.IsZero() {
+			m.raceAt = now
+		}
+	}
+	for i := range m.targets {
+		if t := &m.targets[i]; t.sick == 0 {
+			t.failures, t.notUntil = 0, time.Time{}
+		}
+	}
+	return acts
 }
 
 // plan brings what goes on into line with what the state asks for.

@@ -200,6 +200,25 @@ func TestScripts(t *testing.T) {
 			{6 * ms, Suspect{9}, ""},
 			{6 * ms, Clear{1}, ""},
 		}},
+		"another network: the pauses are over": {2, 0, []step{
+			{0, Tick{}, "dial 1=0"},
+			{1 * ms, Failed{1}, "dial 2=1"},
+			{2 * ms, Failed{2}, ""},
+			{501 * ms, Tick{}, "dial 3=0"},
+			{502 * ms, Tick{}, "dial 4=1"},
+			{510 * ms, Failed{3}, ""},
+			{511 * ms, Failed{4}, ""},
+			{600 * ms, Changed{}, "dial 5=0, dial 6=1"},
+			{700 * ms, Changed{}, ""}, // they may answer yet
+		}},
+		"after sleep what was begun before is begun anew": {2, 0, []step{
+			{0, Tick{}, "dial 1=0"},
+			{160 * ms, Tick{}, "dial 2=1"},
+			{170 * ms, Changed{Slept: true}, "drop 1, drop 2, dial 3=0"},
+			{320 * ms, Tick{}, "dial 4=1"},
+			{330 * ms, Opened{4}, "drop 3, join 4"},
+			{time.Hour, Changed{Slept: true}, ""}, // the transport itself is asked, not left
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := New(c.edges, c.public, half)
@@ -473,6 +492,8 @@ func FuzzMachine(f *testing.F) {
 				w.step(Clear{id})
 			case 5:
 				w.step(Tick{})
+			case 6:
+				w.step(Changed{Slept: id%2 == 1})
 			default:
 				w.now = w.now.Add(time.Duration(script[i+1]) * 10 * ms)
 				w.step(Tick{})

@@ -137,8 +137,10 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 		core: node, key: key, joined: func(ctx context.Context, peer ed25519.PublicKey) { traffic.joined(ctx, peer, leaf) },
 		peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
 		dir: dir, log: log, now: time.Now, skews: make([]atomic.Int64, len(cfg.Edges)),
+		moved: make(chan bool),
 	}
 	wg.Go(func() { s.run(ctx) })
+	wg.Go(func() { watchNetwork(ctx, log, s.moved) })
 	ready()
 	<-ctx.Done()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {

@@ -65,6 +65,9 @@ type supervisor struct {
 	log   *slog.Logger
 	now   func() time.Time
 	skews []atomic.Int64 // by edge: how far its clock is ahead of ours
+	// moved says that the machine may stand in another network, and whether it
+	// was asleep.
+	moved chan bool
 	// joined is called when a peering with the node of that key begins; it works
 	// until its context ends.
 	joined func(context.Context, ed25519.PublicKey)
@@ -88,6 +91,7 @@ type transport struct {
 type link struct {
 	id   peering.ID
 	peer int
+	conn *wss.Conn
 	uri  *url.URL
 	end  context.CancelCauseFunc
 	done chan struct{}
@@ -127,6 +131,11 @@ func (s *supervisor) run(ctx context.Context) {
 			r.event = peering.Tick{}
 		case r = <-s.results:
 			s.note(r)
+		case slept := <-s.moved:
+			r.event = peering.Changed{Slept: slept}
+			if s.link != nil {
+				go s.link.conn.Ping(ctx) // if nobody answers, the transport's watch says so
+			}
 		}
 		for _, a := range s.machine.Step(s.now(), r.event) {
 			s.do(ctx, a)
@@ -276,7 +285,7 @@ func (s *supervisor) join(ctx context.Context, id peering.ID, t *transport) erro
 		return fmt.Errorf("opening a socket for the node: %w", err)
 	}
 	lctx, end := context.WithCancelCause(ctx)
-	l := &link{id: id, peer: t.peer, uri: linkURL(s.peers[t.peer], path), end: end, done: make(chan struct{})}
+	l := &link{id: id, peer: t.peer, conn: t.conn, uri: linkURL(s.peers[t.peer], path), end: end, done: make(chan struct{})}
 	s.link = l
 	kind := "edge"
 	if t.peer >= s.edges {
