@@ -34,8 +34,17 @@ type Server struct {
 	open int
 }
 
-// Node opens a connection to the node.
+// Node opens a connection to the node. If that is an [Asker], it is given a way to
+// ask.
 type Node func(context.Context) (net.Conn, error)
+
+// Asker is a node's connection that wants to be able to ask whether the other side
+// of its transport is still there.
+type Asker interface {
+	// Ask is called once, before the connection is used. ping returns when the
+	// other side has answered, or with an error when its context ends before that.
+	Ask(ping func(context.Context) error)
+}
 
 type wireKey struct{}
 
@@ -109,6 +118,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		s.Log.Error("passing an inbound peering to the node", "err", err)
 		return
+	}
+	if a, ok := node.(Asker); ok {
+		a.Ask(c.Ping)
 	}
 	// Who is at the other end is the handshake's business, and where they are
 	// nobody's: no address is logged.

@@ -29,9 +29,30 @@ type door struct {
 	admits func(ed25519.PublicKey) bool
 	now    func() time.Time
 
-	mu   sync.Mutex
-	open map[*inbound]struct{}
+	mu     sync.Mutex
+	open   map[*inbound]struct{}
+	latest map[[ed25519.PublicKeySize]byte]*inbound // by key: whose hello is through
 }
+
+// A guest has one peer at a time. When it comes to us by another peer, its link to
+// us is dead, though nothing was written that could have shown it; what is meant for
+// the guest would go there for more than a second (package wss, echoDead), which
+// was half of the gap after a block that came when all was quiet. So the link of
+// whoever is heard elsewhere is asked at once.
+const (
+	// linkQuiet is how long nothing may have come over a link for a packet to have
+	// come another way. An overloaded edge is slower than its links, but not by that.
+	linkQuiet = 500 * time.Millisecond
+	// linkYoung is the age below which a link is believed: what its guest sent by the
+	// peer that it had before may still be on its way.
+	linkYoung = 5 * time.Second
+	// linkAnswer is how long an answer may take. Whoever is wrongly taken for gone,
+	// on a round trip that is longer, peers anew.
+	linkAnswer = 600 * time.Millisecond
+	// linkOver is when an older link of a guest is closed, once the hello of a newer
+	// one is through: by then the library has taken that in.
+	linkOver = 300 * time.Millisecond
+)
 
 var (
 	errTurned   = errors.New("the node was revoked meanwhile")
@@ -76,10 +97,18 @@ func (d *door) enter(in *inbound) bool {
 		return false
 	}
 	if d.open == nil {
-		d.open = map[*inbound]struct{}{}
+		d.open, d.latest = map[*inbound]struct{}{}, map[[ed25519.PublicKeySize]byte]*inbound{}
 	}
 	d.open[in] = struct{}{}
 	return true
+}
+
+// forget takes a transport out. d.mu is held.
+func (d *door) forget(in *inbound) {
+	delete(d.open, in)
+	if k := [ed25519.PublicKeySize]byte(in.key); d.latest[k] == in {
+		delete(d.latest, k)
+	}
 }
 
 // turn closes the transports of a key, which the roster must no longer admit.
@@ -89,12 +118,52 @@ func (d *door) turn(key site.Key) (n int) {
 	defer d.mu.Unlock()
 	for in := range d.open {
 		if textKey(in.key) == key {
-			delete(d.open, in)
+			d.forget(in)
 			in.Conn.Close()
 			n++
 		}
 	}
 	return n
+}
+
+// settle notes that the hello of a link is through, and closes an older one of the
+// same guest, which has given that up. Not at once: while there is one the guest
+// keeps its place in the tree.
+func (d *door) settle(in *inbound) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, ok := d.open[in]; !ok {
+		return // turned meanwhile
+	}
+	if old := d.latest[[ed25519.PublicKeySize]byte(in.key)]; old != nil {
+		time.AfterFunc(linkOver, func() { old.Conn.Close() })
+	}
+	d.latest[[ed25519.PublicKeySize]byte(in.key)] = in
+}
+
+// heard is told the key of every packet that comes, by whichever way. It returns at
+// once.
+func (d *door) heard(key ed25519.PublicKey) {
+	d.mu.Lock()
+	in := d.latest[[ed25519.PublicKeySize]byte(key)]
+	d.mu.Unlock()
+	if in == nil {
+		return
+	}
+	now := d.now()
+	if now.Sub(in.since) < linkYoung || now.Sub(time.Unix(0, in.came.Load())) < linkQuiet || !in.asking.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		defer in.asking.Store(false)
+		ctx, cancel := context.WithTimeout(context.Background(), linkAnswer)
+		defer cancel()
+		if err := in.ping(ctx); err != nil {
+			in.Conn.Close() // the bridge ends, and closes the rest
+			return
+		}
+		in.came.Store(d.now().UnixNano())
+	}()
 }
 
 // links are the peerings whose hello is through.
@@ -123,9 +192,16 @@ type inbound struct {
 	since   time.Time
 	hello   []byte
 	through atomic.Bool
+	came    atomic.Int64 // when something last came over it, Unix nanoseconds
+	asking  atomic.Bool
+	ping    func(context.Context) error
 }
 
+// Ask is for wss.Server.
+func (c *inbound) Ask(ping func(context.Context) error) { c.ping = ping }
+
 func (c *inbound) Write(p []byte) (int, error) {
+	c.came.Store(c.door.now().UnixNano())
 	if c.through.Load() {
 		return c.Conn.Write(p)
 	}
@@ -144,12 +220,13 @@ func (c *inbound) Write(p []byte) (int, error) {
 	}
 	c.hello = nil
 	c.through.Store(true)
+	c.door.settle(c)
 	return len(p), nil
 }
 
 func (c *inbound) Close() error {
 	c.door.mu.Lock()
-	delete(c.door.open, c)
+	c.door.forget(c)
 	c.door.mu.Unlock()
 	return c.Conn.Close()
 }

@@ -84,7 +84,12 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 	if err != nil {
 		return err
 	}
+	gate := &door{
+		verify: admission.NewVerifier(key.Public().(ed25519.PublicKey), time.Now(), people.admits),
+		admits: people.admits, now: time.Now,
+	}
 	traffic := newPackets(node, time.Now)
+	traffic.heard = gate.heard
 	iface, err := tun.New(traffic, lib, tun.InterfaceName(cfg.IfName), tun.InterfaceMTU(cfg.IfMTU))
 	if err != nil {
 		node.Stop()
@@ -110,10 +115,6 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 	adm.filters = outer.guard.Tally
 	context.AfterFunc(ctx, func() { adm.list.Close() })
 	wg.Go(adm.serve)
-	gate := &door{
-		verify: admission.NewVerifier(key.Public().(ed25519.PublicKey), time.Now(), people.admits),
-		admits: people.admits, now: time.Now,
-	}
 	for _, l := range cfg.Listen {
 		if err := receive(ctx, l, node, gate, dir, log, &wg, stop); err != nil {
 			return err
@@ -134,9 +135,9 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 	// Who takes no peerings has one link only.
 	leaf := len(cfg.Listen) == 0
 	s := &supervisor{
-		core: node, key: key, joined: func(ctx context.Context, peer ed25519.PublicKey) { traffic.joined(ctx, peer, leaf) },
-		peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
-		dir: dir, log: log, now: time.Now, skews: make([]atomic.Int64, len(cfg.Edges)),
+		core: node, key: key, peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
+		joined: func(ctx context.Context, peer ed25519.PublicKey, lost bool) { traffic.joined(ctx, peer, leaf && lost) },
+		dir:    dir, log: log, now: time.Now, skews: make([]atomic.Int64, len(cfg.Edges)),
 		moved: make(chan bool),
 	}
 	wg.Go(func() { s.run(ctx) })

@@ -45,14 +45,13 @@ type packets struct {
 	now  func() time.Time
 
 	after func(time.Duration) <-chan time.Time
+	heard func(ed25519.PublicKey) // if not nil, told whom every packet is from
 
 	mu      sync.Mutex
 	known   map[netip.Addr]*route
 	waiting map[netip.Addr]parcel
-	// held are the nodes that may be written to although a peering has just
-	// begun, see joined; nil: all.
-	held  map[netip.Addr]bool
-	swept time.Time
+	held    bool // a peering has just begun, see joined
+	swept   time.Time
 }
 
 // route is the key behind an address.
@@ -110,7 +109,11 @@ func (p *packets) Read(to []byte) (int, error) {
 		src, dst := addresses(packet)
 		// Whose key it came from is proven; an address that is not that key's is
 		// forged.
-		if dst != p.self || src != p.learn(ed25519.PublicKey(from.(types.Addr))) {
+		key := ed25519.PublicKey(from.(types.Addr))
+		if p.heard != nil {
+			p.heard(key)
+		}
+		if dst != p.self || src != p.learn(key) {
 			continue
 		}
 		return copy(to, packet), nil
@@ -144,7 +147,7 @@ func (p *packets) Write(packet []byte) (int, error) {
 	now := p.now()
 	p.mu.Lock()
 	r := p.known[dst]
-	held := p.held != nil && !p.held[dst]
+	held := p.held
 	if r == nil || held {
 		p.sweep(now)
 		if _, again := p.waiting[dst]; again || len(p.waiting) < maxWaiting {
@@ -152,8 +155,7 @@ func (p *packets) Write(packet []byte) (int, error) {
 		}
 		p.mu.Unlock()
 		if !held {
-			a := address.Address(dst.As16())
-			p.core.SendLookup(a.GetKey())
+			p.lookUp(dst)
 		}
 		return len(packet), nil
 	}

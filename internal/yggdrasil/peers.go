@@ -69,14 +69,16 @@ type supervisor struct {
 	// was asleep.
 	moved chan bool
 	// joined is called when a peering with the node of that key begins; it works
-	// until its context ends.
-	joined func(context.Context, ed25519.PublicKey)
+	// until its context ends. lost says that the one before, if there was one, was
+	// not left in peace.
+	joined func(ctx context.Context, key ed25519.PublicKey, lost bool)
 
 	machine *peering.Machine
 	results chan result
 	dials   map[peering.ID]context.CancelFunc
 	open    map[peering.ID]*transport
 	link    *link
+	peace   bool              // the last peering was left although it worked
 	closed  map[int]time.Time // by peer: when the last peering ended, see parted
 	failure map[int]string    // the last error of each peer that did not answer
 }
@@ -176,6 +178,7 @@ func (s *supervisor) note(r result) {
 			s.log.Warn("peering ended", "peer", name, "why", r.err)
 			s.leave(r.err)
 			s.parted(r.peer, e.Silent)
+			s.peace = false
 		}
 	case peering.Suspect:
 		s.log.Info("peer is late", "peer", name)
@@ -222,6 +225,7 @@ func (s *supervisor) do(ctx context.Context, a peering.Action) {
 		s.log.Info("leaving peer", "peer", s.peers[peer].Name)
 		s.leave(errLeft)
 		s.parted(peer, a.Silent)
+		s.peace = !a.Silent
 	case peering.Join:
 		t := s.open[a.ID]
 		delete(s.open, a.ID)
@@ -292,9 +296,9 @@ func (s *supervisor) join(ctx context.Context, id peering.ID, t *transport) erro
 		kind = "public"
 	}
 	s.log.Info("peering", "peer", s.peers[t.peer].Name, "kind", kind)
-	wait := s.closed[t.peer].Add(unlearn).Sub(s.now())
+	wait, lost := s.closed[t.peer].Add(unlearn).Sub(s.now()), !s.peace
 	go func() {
-		err := s.bridge(lctx, wait, lis, t, l)
+		err := s.bridge(lctx, wait, lost, lis, t, l)
 		close(l.done)
 		s.tell(ctx, result{event: peering.Down{ID: id, Silent: silent(err)}, peer: t.peer, err: err})
 	}()
@@ -329,7 +333,7 @@ func (s *supervisor) call(ctx context.Context, wait time.Duration, l *link) erro
 	return nil
 }
 
-func (s *supervisor) bridge(ctx context.Context, wait time.Duration, lis *net.UnixListener, t *transport, l *link) error {
+func (s *supervisor) bridge(ctx context.Context, wait time.Duration, lost bool, lis *net.UnixListener, t *transport, l *link) error {
 	defer t.conn.Close()
 	if err := s.call(ctx, wait, l); err != nil {
 		lis.Close()
@@ -349,7 +353,7 @@ func (s *supervisor) bridge(ctx context.Context, wait time.Duration, lis *net.Un
 	go keepalive(ctx, t.conn, rand.Float64, time.After)
 	jctx, parted := context.WithCancel(ctx)
 	var joined sync.WaitGroup
-	joined.Go(func() { s.joined(jctx, s.peers[l.peer].Key) })
+	joined.Go(func() { s.joined(jctx, s.peers[l.peer].Key, lost) })
 	defer joined.Wait() // before the next peering begins
 	defer parted()
 	return t.conn.Bridge(ctx, local, func(late bool) {

@@ -17,8 +17,8 @@ import (
 // pass on questions about ways. A question that is asked before goes nowhere, and
 // the next about the same node may not follow within a second (pathThrottle,
 // network/config.go), so asking early made the gap up to a second longer
-// (measured). So a leaf keeps what needs a question until it sees that the peer
-// will pass it on.
+// (measured). So a leaf keeps what it has to say until it sees that the peer will
+// pass questions on.
 const (
 	// settleLook is the pause between two looks whether the peer is ready. One
 	// costs some 10 µs and there are at most settleLimit's worth.
@@ -30,29 +30,31 @@ const (
 
 // settles is when, after a peering began, the network has probably found its
 // shape: it looks at itself once a second, and one look may be lost or too early.
-// An edge has only these; a leaf asks when its peer is ready besides.
+// Who waited for the peer to be ready has asked besides.
 var settles = []time.Duration{time.Second, 3 * time.Second, 10 * time.Second, 30 * time.Second}
 
 // joined is for when a peering with the node peer begins, until which there was
-// none, and works until it has settled, or ctx ends. leaf says that this is the
-// only link that there is: nothing else could carry what is held back.
-func (p *packets) joined(ctx context.Context, peer ed25519.PublicKey, leaf bool) {
+// none, and works until it has settled, or ctx ends. wait says to keep back what
+// is written until the peer is ready. That is for a leaf, where nothing else could
+// carry it, and only if the last peer was lost: one that goes back to a better
+// peer in peace knows its way, and so does that peer.
+func (p *packets) joined(ctx context.Context, peer ed25519.PublicKey, wait bool) {
 	began := p.now()
-	if leaf {
+	if wait {
 		p.hold()
 		p.ready(ctx, peer)
 		p.release()
 		p.refresh()
 	}
 	for _, d := range settles {
-		wait := d - p.now().Sub(began)
-		if leaf && wait <= time.Second { // asked just now
+		left := d - p.now().Sub(began)
+		if wait && left <= time.Second { // asked just now
 			continue
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.after(wait):
+		case <-p.after(left):
 		}
 		p.refresh()
 	}
@@ -75,37 +77,31 @@ func (p *packets) ready(ctx context.Context, peer ed25519.PublicKey) {
 	}
 }
 
-// hold keeps what is written to nodes to whom no way is known, the newest packet
-// for each.
+// hold keeps what is written, the newest packet for each node. Also where a way is
+// known: the other end, whose own question would come too early, might not ask
+// again for a second either.
 func (p *packets) hold() {
-	ways := map[netip.Addr]bool{}
-	for _, w := range p.core.GetPaths() {
-		ways[Address(w.Key)] = true
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.held = ways
+	p.held = true
 }
 
 // release sends what was held.
 func (p *packets) release() {
-	p.mu.Lock()
-	held := p.held
-	p.held = nil
 	type letter struct {
 		key  ed25519.PublicKey
 		data []byte
 	}
 	var send []letter
 	var ask []netip.Addr
+	p.mu.Lock()
+	p.held = false
 	for dst, kept := range p.waiting {
-		switch r := p.known[dst]; {
-		case held == nil || held[dst]:
-		case r == nil:
-			ask = append(ask, dst)
-		default:
+		if r := p.known[dst]; r != nil {
 			delete(p.waiting, dst)
 			send = append(send, letter{r.key, kept.data})
+		} else {
+			ask = append(ask, dst)
 		}
 	}
 	p.mu.Unlock()
@@ -113,7 +109,12 @@ func (p *packets) release() {
 		p.core.WriteTo(l.data, types.Addr(l.key))
 	}
 	for _, dst := range ask {
-		a := address.Address(dst.As16())
-		p.core.SendLookup(a.GetKey())
+		p.lookUp(dst)
 	}
+}
+
+// lookUp asks for the key of an address.
+func (p *packets) lookUp(dst netip.Addr) {
+	a := address.Address(dst.As16())
+	p.core.SendLookup(a.GetKey())
 }

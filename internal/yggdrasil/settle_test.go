@@ -39,7 +39,7 @@ func TestHeldUntilReady(t *testing.T) {
 	ended, end := context.WithCancel(t.Context())
 	end()
 	p.joined(ended, them.PublicKey(), true)
-	if p.held != nil {
+	if p.held {
 		t.Error("still held after the end")
 	}
 
@@ -66,7 +66,7 @@ func TestHeldUntilReady(t *testing.T) {
 	}
 	part()
 	<-done
-	if p.held != nil {
+	if p.held {
 		t.Error("still held after the end")
 	}
 }
