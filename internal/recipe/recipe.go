@@ -19,10 +19,6 @@ import (
 	"github.com/veilor/veilor-os/internal/strictyaml"
 )
 
-// maxSize bounds a recipe: secureblue's longest has 12 KiB, so 1 MiB is a
-// mistake.
-const maxSize = 1 << 20
-
 // Recipe is a BlueBuild recipe, version 1.
 type Recipe struct {
 	Name         string            `yaml:"name"`
@@ -60,9 +56,6 @@ func Load(file string) (*Recipe, error) {
 // Parse checks the text of a recipe. name is used in errors, each of which is a
 // [strictyaml.Problem].
 func Parse(name string, data []byte) (*Recipe, error) {
-	if len(data) > maxSize {
-		return nil, strictyaml.Problem{File: name, Text: fmt.Sprintf("%d bytes; a recipe has at most %d", len(data), maxSize)}
-	}
 	var r Recipe
 	doc, err := strictyaml.Decode(name, data, &r, "see https://blue-build.org/reference/recipe/ and /reference/module/ for the keys there are")
 	if err != nil {

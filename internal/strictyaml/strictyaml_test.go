@@ -2,6 +2,7 @@ package strictyaml
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -29,6 +30,37 @@ func TestDecodeRefuses(t *testing.T) {
 		}
 		if p := (Problem{}); err != nil && !errors.As(err, &p) {
 			t.Errorf("%q: %T is no Problem", c.text, err)
+		}
+	}
+}
+
+// TestDecodeBounds: what would take the library minutes and gigabytes is refused
+// before it is parsed, and the worst that is not refused fits into a small machine.
+func TestDecodeBounds(t *testing.T) {
+	const deep = "brackets or dashes within each other"
+	fill := func(s string) string { return strings.Repeat(s, MaxSize/len(s)) }
+	var keys strings.Builder
+	for i := 0; keys.Len() < MaxSize-20; i++ {
+		fmt.Fprintf(&keys, "k%d: v\n", i)
+	}
+	for name, c := range map[string]struct{ text, want string }{
+		"brackets":       {fill("["), "f:1: more than 64 " + deep},
+		"braces":         {fill("{a: "), deep},
+		"over lines":     {fill("[\n"), "f:65: more than 64 " + deep},
+		"dashes":         {fill("- "), deep},
+		"question marks": {fill("? "), deep},
+		"too large":      {fill("# x\n") + "a: b\n#\n", "65543 bytes; such a file has at most 65536"},
+		"in range":       {"a: " + strings.Repeat("[", 64) + strings.Repeat("]", 64), ""},
+		"many entries":   {"a:\n" + strings.Repeat("- b\n", MaxSize/4-1), ""},
+		"many keys":      {keys.String(), ""},
+	} {
+		var v any
+		_, err := Decode("f", []byte(c.text), &v, "see the manual")
+		switch {
+		case c.want == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("%s: got %v\nwant …%s…", name, err, c.want)
 		}
 	}
 }
