@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
+	"time"
 )
 
 // TCP listens on addr. what says for whom, in errors.
@@ -33,6 +36,48 @@ func UDP(ctx context.Context, addr netip.AddrPort, what string) (*net.UDPConn, e
 		return nil, explain(err, "udp", "-lunp", addr, what)
 	}
 	return c.(*net.UDPConn), nil
+}
+
+// answerLimit is how long a process at a socket may take to be known as alive; a
+// local one takes microseconds.
+const answerLimit = 5 * time.Second
+
+// Unix listens on the socket at path, to which those may connect whom mode lets
+// write. It takes the path over from a process that is gone, and from nobody else.
+// what says for whom, and unit which daemon it is, in errors.
+func Unix(ctx context.Context, path string, mode fs.FileMode, what, unit string) (net.Listener, error) {
+	fail := func(err error) (net.Listener, error) { return nil, fmt.Errorf("opening %s: %w", what, err) }
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fail(err)
+	case info.Mode().Type() != fs.ModeSocket:
+		return fail(fmt.Errorf("%s is there and no socket; move it away", path))
+	default:
+		d := net.Dialer{Timeout: answerLimit}
+		c, err := d.DialContext(ctx, "unix", path)
+		switch {
+		case err == nil:
+			c.Close()
+			return fail(fmt.Errorf("somebody answers on %s: is another %s running? (`systemctl status %s`)", path, unit, unit))
+		case !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist): // perhaps it is only busy
+			return fail(fmt.Errorf("asking who listens on %s: %w", path, err))
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fail(err)
+		}
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err != nil {
+		return fail(err)
+	}
+	// Until here its mode is what the umask leaves, which lets nobody else write.
+	if err := os.Chmod(path, mode); err != nil {
+		l.Close()
+		return fail(err)
+	}
+	return l, nil
 }
 
 // explain adds what a person can do about err.

@@ -2,7 +2,10 @@ package listen
 
 import (
 	"errors"
+	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +30,39 @@ func TestTaken(t *testing.T) {
 	check(t, err, syscall.EADDRINUSE, "listening for the zone veilor: udp port", "is taken", "`ss -lunp 'sport = :")
 	_, err = TCP(t.Context(), netip.MustParseAddrPort("192.0.2.1:1"), "x.veilor")
 	check(t, err, syscall.EADDRNOTAVAIL, "loopback interface must be up")
+}
+
+func TestUnix(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	open := func() (net.Listener, error) {
+		return Unix(t.Context(), path, 0o660, "the status socket", "veilor-mesh")
+	}
+	l, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o660 {
+		t.Errorf("%v, %v; want 0660", info.Mode(), err)
+	}
+	if _, err := open(); err == nil || !strings.Contains(err.Error(), "opening the status socket: somebody answers on "+path+": is another veilor-mesh running?") {
+		t.Errorf("while somebody answers: %v", err)
+	}
+	// Killed, it leaves its socket behind.
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+	if l, err = open(); err != nil {
+		t.Fatalf("after one that is gone: %v", err)
+	}
+	l.Close()
+	if err := os.WriteFile(path, []byte("somebody's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(); err == nil || !strings.Contains(err.Error(), "no socket; move it away") {
+		t.Errorf("over a file: %v", err)
+	}
+	if data, err := os.ReadFile(path); err != nil || string(data) != "somebody's" {
+		t.Errorf("the file: %q, %v", data, err)
+	}
 }
 
 func check(t *testing.T, err, is error, parts ...string) {

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/veilor/veilor-os/internal/listen"
 )
 
 // Path is where veilor-mesh listens.
@@ -46,24 +48,9 @@ const (
 )
 
 // Listen opens the socket. It takes the path over from a process that is gone.
+// Everybody may connect; Serve looks at who it is and can then say why not.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("opening the status socket: somebody answers on %s; is veilor-mesh running already? (`systemctl status veilor-mesh`)", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("opening the status socket: %w", err)
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("opening the status socket: %w", err)
-	}
-	// Everybody may connect; Serve looks at who it is and can then say why not.
-	if err := os.Chmod(path, 0o666); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("opening the status socket: %w", err)
-	}
-	return l, nil
+	return listen.Unix(ctx, path, 0o666, "the status socket", "veilor-mesh")
 }
 
 // Server answers on the socket.

@@ -7,16 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/yggdrasil-network/yggdrasil-go/src/admin"
 	"github.com/yggdrasil-network/yggdrasil-go/src/core"
 
+	"github.com/veilor/veilor-os/internal/listen"
 	"github.com/veilor/veilor-os/internal/nftguard"
 )
 
@@ -59,27 +58,23 @@ type adminServer struct {
 	core    *core.Core
 	list    net.Listener
 	filters func() nftguard.Tally
+	// board is what watchers are told, of which there are at most maxWatch.
+	board    *board
+	watching chan struct{}
+	done     <-chan struct{}
 }
 
 // listenAdmin takes the path over from a process that is gone, and refuses if
 // one still answers there.
 func listenAdmin(ctx context.Context, path string, c *core.Core) (*adminServer, error) {
-	if conn, err := net.DialTimeout("unix", path, adminTimeout); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("opening the admin socket: somebody answers on %s: is another veilor-ygg running? (`systemctl status veilor-ygg`)", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("opening the admin socket: %w", err)
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	l, err := listen.Unix(ctx, path, 0o666, "the admin socket", "veilor-ygg")
 	if err != nil {
-		return nil, fmt.Errorf("opening the admin socket: %w", err)
+		return nil, err
 	}
-	if err := os.Chmod(path, 0o666); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("opening the admin socket: %w", err)
-	}
-	return &adminServer{core: c, list: l, filters: func() (t nftguard.Tally) { return t }}, nil
+	return &adminServer{
+		core: c, list: l, filters: func() (t nftguard.Tally) { return t },
+		board: newBoard(), watching: make(chan struct{}, maxWatch), done: ctx.Done(),
+	}, nil
 }
 
 // serve answers until the listener is closed.
@@ -112,7 +107,15 @@ func (s *adminServer) talk(conn net.Conn) {
 			return
 		}
 		resp := admin.AdminSocketResponse{Status: "success", Request: req}
-		answer, err := s.answer(req.Name)
+		var answer any
+		var err error
+		if strings.EqualFold(req.Name, watchRequest) {
+			if err = s.stream(conn, req); err == nil {
+				return
+			}
+		} else {
+			answer, err = s.answer(req.Name)
+		}
 		if err == nil {
 			resp.Response, err = json.Marshal(answer)
 		}
@@ -134,6 +137,7 @@ func (s *adminServer) answer(name string) (any, error) {
 			{Command: "getPeers", Description: "Show directly connected peers"},
 			{Command: "getSelf", Description: "Show details about this node"},
 			{Command: "list", Description: "List available commands"},
+			{Command: watchRequest, Description: "Show the one dialled peer, now and whenever it is another"},
 		}}, nil
 	case "getself":
 		self, subnet := s.core.GetSelf(), s.core.Subnet()

@@ -7,18 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/veilor/veilor-os/internal/edge"
 	"github.com/veilor/veilor-os/internal/flows"
+	"github.com/veilor/veilor-os/internal/listen"
 	"github.com/veilor/veilor-os/internal/site"
 )
 
@@ -107,25 +106,9 @@ func (k *keeper) revoke(key site.Key) (edge.Closed, error) {
 // closeFlows ends the flows of this machine with the addresses.
 func closeFlows(addrs ...netip.Addr) (flows.Closed, error) { return flows.Close(0, addrs...) }
 
-// listenControl opens the socket for orders, in place of a dead one.
+// listenControl opens the socket for orders.
 func listenControl(ctx context.Context, path string) (net.Listener, error) {
-	if conn, err := net.DialTimeout("unix", path, adminTimeout); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("opening the control socket: somebody answers on %s: is another veilor-ygg running? (`systemctl status veilor-ygg`)", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("opening the control socket: %w", err)
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("opening the control socket: %w", err)
-	}
-	// Until here its mode is what the umask leaves, which lets nobody else write.
-	if err := os.Chmod(path, controlMode); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("opening the control socket: %w", err)
-	}
-	return l, nil
+	return listen.Unix(ctx, path, controlMode, "the control socket", "veilor-ygg")
 }
 
 // serveControl answers until ctx ends.
