@@ -79,6 +79,7 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 		}
 		return nil
 	})
+	a.hints(ctx, g, log, fwd)
 	g.Go(func() error {
 		err := wake.Watch(ctx, func(asleep time.Duration) {
 			log.Info("awake again", "asleep", asleep.Round(time.Second))

@@ -81,6 +81,16 @@ func (s *service) isQuiet() bool {
 	return s.quiet
 }
 
+// Hint says that the daemon of a layer told of a change. Services in use ask the
+// layer at once, and believe what they find.
+func (f *Forwarder) Hint(l mesh.Layer) {
+	for _, s := range f.services {
+		if !s.isQuiet() {
+			s.on(mesh.Event{Layer: l, Kind: mesh.Hinted, At: s.now()})
+		}
+	}
+}
+
 // LinkChanged says that an interface or a route came or went. A layer whose
 // interface is gone is left at once, instead of at the next connection.
 func (f *Forwarder) LinkChanged(ctx context.Context) {

@@ -133,10 +133,13 @@ type Kind int
 // An attempt begins once, and then is answered, fails or finds no interface.
 // A layer without an interface may report Absent without having begun.
 //
-// The last two are passive, from the connections that are open anyway: Heard
+// Heard and Silent are passive, from the connections that are open anyway: Heard
 // says that something came from the other end at At, Silent that a connection
 // has waited for an answer since Start in vain. Silence there is no evidence
 // yet, since a server may think; it makes the next probe due at once.
+//
+// Hinted says that the overlay's own daemon told of a change. It is believed
+// nothing: it only makes the next probe of a service in use due at once.
 const (
 	Begun Kind = iota
 	Answered
@@ -144,6 +147,7 @@ const (
 	Absent
 	Heard
 	Silent
+	Hinted
 )
 
 // Event is one passive or active observation of a layer.
@@ -323,6 +327,12 @@ func (s *Service) On(e Event) []Change {
 		if l.State.usable() && e.At.Sub(l.Answer) >= lately && len(l.pending) == 0 {
 			l.probe = e.At
 		}
+	case Hinted:
+		// A daemon that tells much must not make us ask much.
+		if l.State != Off && l.State != Untried && e.At.Sub(s.demand) <= demandFor && e.At.Sub(later(l.Answer, l.Tried)) >= lately {
+			l.probe = e.At
+		}
+		return nil
 	}
 	if l.State == Off {
 		l.probe = time.Time{}

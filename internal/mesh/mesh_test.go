@@ -451,6 +451,46 @@ func (w *world) run(every, ms int) {
 	}
 }
 
+// TestHint: what a daemon says makes a layer in use be asked, and nothing else.
+func TestHint(t *testing.T) {
+	hint := func(ms int) Event { return Event{Layer: Tailnet, Kind: Hinted, At: at(ms)} }
+	s := New(Order, steady)
+	s.Plan(at(0))
+	s.On(begun(Tailnet, 0))
+	s.On(answered(Tailnet, 0, 20))
+	due := func(ms int) int {
+		probes, changes := s.Due(at(ms))
+		if len(changes) > 0 {
+			t.Errorf("at %d ms a hint changed %v", ms, changes)
+		}
+		return len(probes)
+	}
+	s.On(hint(100))
+	if n := due(100); n != 0 {
+		t.Error("a layer that has just answered is asked")
+	}
+	s.On(hint(5000))
+	if n := due(5000); n != 1 {
+		t.Errorf("%d probes after a hint, want 1", n)
+	}
+	s.On(begun(Tailnet, 5000))
+	for ms := 5010; ms < 5200; ms += 10 { // it chatters
+		s.On(hint(ms))
+		if n := due(ms); n != 0 {
+			t.Fatalf("asked again %d ms later", ms-5000)
+		}
+	}
+	s.On(answered(Tailnet, 5000, 5220))
+	if l, _ := s.Active(); l != Tailnet || s.State(Yggdrasil) != Untried {
+		t.Errorf("%s in use, yggdrasil %v; a hint decides nothing", l, s.State(Yggdrasil))
+	}
+	late := int((demandFor + time.Second) / time.Millisecond)
+	s.On(hint(late))
+	if n := due(late); n != 0 {
+		t.Error("asked although nobody uses the service")
+	}
+}
+
 func FuzzEvents(f *testing.F) {
 	f.Add([]byte{0, 10, 1, 20, 2, 30, 3, 40}, uint8(3))
 	f.Add([]byte{0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 1, 1}, uint8(1))
@@ -481,7 +521,7 @@ func FuzzEvents(f *testing.F) {
 			ms += int(script[i+1]) * 4
 			l := Order[int(script[i]>>4)%len(Order)]
 			start := max(0, ms-int(script[i]>>5)*100)
-			switch script[i] % 9 {
+			switch script[i] % 10 {
 			case 0:
 				check(s.On(begun(l, ms)))
 			case 1:
@@ -504,6 +544,8 @@ func FuzzEvents(f *testing.F) {
 				check(s.On(waits(l, start, ms)))
 			case 8:
 				s.Changed(at(ms))
+			case 9:
+				check(s.On(Event{Layer: l, Kind: Hinted, At: at(ms)}))
 			}
 			plan := s.Plan(at(ms))
 			if len(plan) != len(layers) {

@@ -138,7 +138,7 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 		core: node, key: key, peers: cfg.Peers(), edges: len(cfg.Edges), dial: new(wss.Dialer),
 		joined: func(ctx context.Context, peer ed25519.PublicKey, lost bool) { traffic.joined(ctx, peer, leaf && lost) },
 		dir:    dir, log: log, now: time.Now, skews: make([]atomic.Int64, len(cfg.Edges)),
-		moved: make(chan bool),
+		moved: make(chan bool), board: adm.board,
 	}
 	wg.Go(func() { s.run(ctx) })
 	wg.Go(func() { watchNetwork(ctx, log, s.moved) })

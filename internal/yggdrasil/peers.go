@@ -68,6 +68,7 @@ type supervisor struct {
 	// moved says that the machine may stand in another network, and whether it
 	// was asleep.
 	moved chan bool
+	board *board // for those who watch
 	// joined is called when a peering with the node of that key begins; it works
 	// until its context ends. lost says that the one before, if there was one, was
 	// not left in peace.
@@ -78,6 +79,7 @@ type supervisor struct {
 	dials   map[peering.ID]context.CancelFunc
 	open    map[peering.ID]*transport
 	link    *link
+	late    bool              // the peer of link owes an answer
 	peace   bool              // the last peering was left although it worked
 	closed  map[int]time.Time // by peer: when the last peering ended, see parted
 	failure map[int]string    // the last error of each peer that did not answer
@@ -145,12 +147,31 @@ func (s *supervisor) run(ctx context.Context) {
 		if r.conn != nil && s.open[r.event.(peering.Opened).ID] == nil && (s.link == nil || s.link.id != r.event.(peering.Opened).ID) {
 			r.conn.Close() // came too late, the machine had given it up
 		}
+		s.publish(r.event)
 		if next := s.machine.Next(); next.IsZero() {
 			timer.Stop()
 		} else {
 			timer.Reset(max(0, next.Sub(s.now())))
 		}
 	}
+}
+
+// publish tells watchers how it is after an event.
+func (s *supervisor) publish(e peering.Event) {
+	switch e := e.(type) {
+	case peering.Suspect:
+		s.late = s.late || s.link != nil && s.link.id == e.ID
+	case peering.Clear:
+		s.late = s.late && s.link != nil && s.link.id != e.ID
+	}
+	if s.board == nil {
+		return // nobody can
+	}
+	var state PeerState
+	if s.link != nil {
+		state = PeerState{Peer: s.peers[s.link.peer].Name, Late: s.late}
+	}
+	s.board.set(state)
 }
 
 // note keeps what a result brings and says it to the log.
@@ -290,7 +311,7 @@ func (s *supervisor) join(ctx context.Context, id peering.ID, t *transport) erro
 	}
 	lctx, end := context.WithCancelCause(ctx)
 	l := &link{id: id, peer: t.peer, conn: t.conn, uri: linkURL(s.peers[t.peer], path), end: end, done: make(chan struct{})}
-	s.link = l
+	s.link, s.late = l, false
 	kind := "edge"
 	if t.peer >= s.edges {
 		kind = "public"
