@@ -151,7 +151,8 @@ func (s *stage) desktop(ctx context.Context) (err error) {
 	if err := s.take(ctx, "wallpaper", "the wallpaper", false); err != nil {
 		return err
 	}
-	if err := start("konsole", "--hide-menubar", "--hide-tabbar", "-e", "sh", "/run/look/terminal.sh"); err != nil {
+	// Without the hint that says its size for a moment.
+	if err := start("konsole", "--hide-menubar", "--hide-tabbar", "-p", "ShowTerminalSizeHint=false", "-e", "sh", "/run/look/terminal.sh"); err != nil {
 		return err
 	}
 	if err := s.place(ctx, "konsole", 60, 330, 760, 360); err != nil {
