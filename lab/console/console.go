@@ -29,8 +29,8 @@ const (
 	minWidth = 50
 	// nameWidth holds the longest act's name, "signature", and air.
 	nameWidth = 12
-	// indent is where texts begin: two blanks, the number, the name.
-	indent = 2 + 2 + nameWidth + 1
+	// indent is where texts begin: a blank, the number, a blank, the name.
+	indent = 1 + 2 + 1 + nameWidth + 1
 	// timeWidth holds "12 min 59 s".
 	timeWidth = 12
 	// redrawEvery is fast enough for a clock of tenths, and cheap.
@@ -254,7 +254,7 @@ func (a *Act) print(text, time string) {
 		}
 		head := strings.Repeat(" ", indent)
 		if a.lines == 0 {
-			head = fmt.Sprintf("  %-2d%-*s ", a.n, nameWidth, a.name)
+			head = fmt.Sprintf(" %2d %-*s ", a.n, nameWidth, a.name)
 		}
 		a.lines++
 		fail := strings.HasPrefix(line, "FAILED:")
@@ -287,7 +287,7 @@ func (c *Console) draw() {
 	a := c.act
 	head := strings.Repeat(" ", indent)
 	if a.lines == 0 {
-		head = fmt.Sprintf("  %-2d%-*s ", a.n, nameWidth, a.name)
+		head = fmt.Sprintf(" %2d %-*s ", a.n, nameWidth, a.name)
 	}
 	text := a.step
 	if a.progress != "" {
