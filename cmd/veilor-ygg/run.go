@@ -10,6 +10,7 @@ import (
 
 	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/directory"
+	"github.com/veilor/veilor-os/internal/footprint"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
 )
 
@@ -64,6 +65,11 @@ reasons, and neither keys nor the addresses of guests.`,
 			}
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			defer daemon.SdNotify(false, daemon.SdNotifyStopping)
+			go func() {
+				if err := footprint.Settle(cmd.Context()); err != nil {
+					log.Debug("staying as large as at the start", "err", err)
+				}
+			}()
 			tick := time.NewTicker(lookAgain)
 			defer tick.Stop()
 			group := grouped(log, time.Now)

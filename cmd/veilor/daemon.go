@@ -12,6 +12,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/veilor/veilor-os/internal/footprint"
 	"github.com/veilor/veilor-os/internal/forward"
 	"github.com/veilor/veilor-os/internal/linkwatch"
 	"github.com/veilor/veilor-os/internal/loopfilter"
@@ -72,6 +73,7 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 	})
 	g.Go(func() error { ring.Keep(ctx); return nil })
 	g.Go(func() error { a.refresh(ctx, log, s); return nil })
+	g.Go(func() error { settle(ctx, log); return nil })
 	g.Go(func() error {
 		// Without it a lost layer is found by the next connection.
 		if err := linkwatch.Watch(ctx, func() { fwd.LinkChanged(ctx); changed() }); err != nil {
@@ -103,6 +105,13 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 		return nil
 	})
 	return g.Wait()
+}
+
+// settle makes a daemon that has started small.
+func settle(ctx context.Context, log *slog.Logger) {
+	if err := footprint.Settle(ctx); err != nil {
+		log.Debug("staying as large as at the start", "err", err)
+	}
 }
 
 // mayAsk lets in root, people, and whoever runs the daemon by hand.
