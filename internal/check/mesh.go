@@ -14,6 +14,7 @@ import (
 	"github.com/veilor/veilor-os/internal/peering"
 	"github.com/veilor/veilor-os/internal/recipe"
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/ygggroup"
 )
 
 // maxBackoff is the longest pause before a peer is dialled again. The library's
@@ -39,7 +40,7 @@ var meshRules = []Rule{
 	},
 	{
 		ID:     "yggdrasil",
-		What:   "the Yggdrasil node is idle: it hears nobody, admits only pinned peers, and redials within a minute",
+		What:   "the Yggdrasil node is idle: it hears nobody, opens no port, admits only pinned peers, and redials within a minute",
 		Why:    "a listening or unpinned node is a way in, and carries strangers' traffic",
 		Source: "strategy, mesh; decision 7 (docs/DECISIONS.md)",
 		Fix:    "correct overlay/usr/share/veilor/ygg.json.tmpl",
@@ -125,7 +126,11 @@ func ygg(_ context.Context, s *Subject) error {
 		AllowedPublicKeys  []string
 		Peers              []string
 		AdminListen        string
+		ControlListen      string
+		GroupPasswordPath  string
+		SitePath           string
 		Edges, PublicPeers []peer
+		Accept             []uint16
 	}
 	if err := json.Unmarshal(text, &c); err != nil {
 		return fmt.Errorf("/%s: %w", file, err)
@@ -144,6 +149,19 @@ func ygg(_ context.Context, s *Subject) error {
 	}
 	if !strings.HasPrefix(c.AdminListen, "unix:") {
 		p.addf("/%s: AdminListen is %q; its socket asks for no password, so it must be a unix one", file, c.AdminListen)
+	}
+	// A laptop knows only the keys in its image, which is public and as old as it
+	// is: whoever may open ports by the tiers, admins before all, is not among
+	// them, and who has left them since is. So over the fallback nobody opens any.
+	if len(c.Accept) > 0 {
+		p.addf("/%s: Accept is %v; a laptop opens no port over the fallback", file, c.Accept)
+	}
+	if c.SitePath != "" || c.ControlListen != "" {
+		p.addf("/%s: SitePath and ControlListen are for servers: a laptop has nobody to tell it who came and who was revoked", file)
+	}
+	// The password itself cannot be in an image that everybody may read.
+	if c.GroupPasswordPath != ygggroup.Path {
+		p.addf("/%s: GroupPasswordPath is %q, and the password that somebody brings is put at %s", file, c.GroupPasswordPath, ygggroup.Path)
 	}
 	if len(c.Edges) == 0 {
 		p.addf("/%s: no edge", file)

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/ygggroup"
 )
 
 const (
@@ -172,6 +173,10 @@ func TestTemplate(t *testing.T) {
 		c, err := ParseConfig("ygg.json", out.Bytes())
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", name, err, out.Bytes())
+		}
+		// Over the fallback a laptop opens no port to anybody.
+		if c.Server() || c.SitePath != "" || len(c.Accept) > 0 || c.GroupPasswordPath != ygggroup.Path {
+			t.Errorf("%s: %+v; want a laptop that opens nothing, with its group's password in %s", name, c, ygggroup.Path)
 		}
 		var got []string
 		for _, p := range c.Peers() {
