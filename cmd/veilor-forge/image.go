@@ -33,8 +33,9 @@ image, counts as done if the base's package database says so, or if the table of
 missing is listed. The image's label ` + image.ModulesLabel + ` says which happened.
 
 The same inputs give the same digest. Everything in the image is dated by
-$SOURCE_DATE_EPOCH (seconds since 1970) or, without it, by the base.`,
-		Example: `  skopeo copy docker://ghcr.io/secureblue/kinoite-main-hardened:44 oci:base
+$SOURCE_DATE_EPOCH (seconds since 1970) or, without it, by the base. If the base is
+not the one that ` + "`image lock`" + ` pinned, it says so.`,
+		Example: `  skopeo copy --preserve-digests docker://ghcr.io/secureblue/kinoite-main-hardened:44 oci:base
   veilor-forge image build --base oci:base --out oci:out/image --version 44.20261123.0`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -61,7 +62,7 @@ $SOURCE_DATE_EPOCH (seconds since 1970) or, without it, by the base.`,
 				return usageError{err}
 			}
 			if recipeFile == "" {
-				recipeFile = filepath.Join(at.source, "bluebuild", "recipes", "recipe.yml")
+				recipeFile = filepath.Join(at.source, recipeName)
 			}
 			s, err := at.load()
 			if err != nil {
@@ -91,6 +92,7 @@ $SOURCE_DATE_EPOCH (seconds since 1970) or, without it, by the base.`,
 			if err != nil {
 				return err
 			}
+			sayBase(c.ErrOrStderr(), at.source, progs.arch, res.BaseDigest)
 			for _, m := range res.Modules {
 				fmt.Fprintf(c.ErrOrStderr(), "  %s:%d: %s\n", recipeFile, m.Line, m)
 			}

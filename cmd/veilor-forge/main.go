@@ -71,7 +71,7 @@ Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		group("overlay", "Render the overlay for BlueBuild", overlayRender()),
-		group("image", "Build, compare, push, sign and check images", imageBuild(), imageDiff(), imageList(), imagePush(), imageSBOM(), imageSign(), imageVerify()),
+		group("image", "Build, compare, push, sign and check images", imageBuild(), imageDiff(), imageList(), imageLock(), imagePin(), imagePush(), imageSBOM(), imageSign(), imageVerify()),
 		group("key", "Make the keys that sign images", keyGenerate()),
 		group("authority", "Make the site's certificate authority and its certificates", authorityCreate(), authorityIssue()),
 		policyCommand(),

@@ -3,6 +3,7 @@ package check
 import (
 	"strings"
 
+	"github.com/veilor/veilor-os/internal/recipe"
 	"github.com/veilor/veilor-os/internal/trust"
 )
 
@@ -44,6 +45,9 @@ func inImage(setuid []string, files ...string) func(*world) {
 	}
 }
 
+// lockText pins the base as recipe and site name it.
+var lockText = "image: ghcr.io/secureblue/kinoite-main-hardened\nrelease: 44\ndigest: sha256:" + strings.Repeat("0a", 32) + "\ndate: \"2026-11-23\"\n"
+
 var breaks = []breakage{
 	{"recipe", "unknown key", edits(recipePath, "description:", "summary:"), "summary"},
 	{"recipe", "unknown module", edits(recipePath, "type: os-release", "type: brand"), `no module "brand"`},
@@ -51,6 +55,11 @@ var breaks = []breakage{
 	{"base-known", "never existed", func(w *world) {
 		w.edit(recipePath, "kinoite-main-hardened", "securecore-kinoite-hardened-userns")
 	}, "securecore-kinoite-hardened-userns"},
+	{"base-pinned", "no lock", func(w *world) { delete(w.files, recipe.LockPath) }, "veilor-forge image lock"},
+	{"base-lock", "another base", puts(recipe.LockPath, strings.ReplaceAll(lockText, "kinoite-main", "silverblue-main")), "it is of ghcr.io/secureblue/silverblue-main-hardened"},
+	{"base-lock", "last release", puts(recipe.LockPath, strings.ReplaceAll(lockText, "release: 44", "release: 43")), "the site's os.release is 44"},
+	{"base-lock", "broken", puts(recipe.LockPath, strings.ReplaceAll(lockText, "sha256:", "sha256:x")), "bluebuild/base.lock:3: digest"},
+	{"base-lock", "a digest in the recipe", edits(recipePath, "image-version: 44", "image-version: \"44@sha256:"+strings.Repeat("0", 64)+"\""), "write the tag alone"},
 	{"image-name", "deprecated", func(w *world) { w.site.Image.Ref = "ghcr.io/veilor/veilor-userns" }, `"userns"`},
 	{"release", "in the overlay", puts("overlay/etc/x.conf", "base = fedora-44\n"), "etc/x.conf:1"},
 	{"release", "another", edits(recipePath, "veilor-os 44", "veilor-os 43"), `"veilor-os 43"`},

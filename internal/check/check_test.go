@@ -27,7 +27,7 @@ func repository(t testing.TB) fstest.MapFS {
 	t.Helper()
 	root := filepath.Join("..", "..")
 	tree := fstest.MapFS{}
-	for _, dir := range []string{"overlay", "bluebuild/recipes", "site", "kickstart", "cmd/veilor", "cmd/veilor-ygg"} {
+	for _, dir := range []string{"overlay", "bluebuild/recipes", "bluebuild/base.lock", "site", "kickstart", "cmd/veilor", "cmd/veilor-ygg"} {
 		if _, err := os.Stat(filepath.Join(root, dir)); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
