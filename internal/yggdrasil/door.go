@@ -27,6 +27,7 @@ import (
 type door struct {
 	verify *admission.Verifier
 	admits func(ed25519.PublicKey) bool
+	lookUp func(ed25519.PublicKey) // asks the network for the way to a node
 	now    func() time.Time
 
 	mu     sync.Mutex
@@ -37,8 +38,9 @@ type door struct {
 // A guest has one peer at a time. When it comes to us by another peer, its link to
 // us is dead, though nothing was written that could have shown it; what is meant for
 // the guest would go there for more than a second (package wss, echoDead), which
-// was half of the gap after a block that came when all was quiet. So the link of
-// whoever is heard elsewhere is asked at once.
+// was half of the gap after a block that came when all was quiet. So when a guest is
+// heard elsewhere the network is asked for the way to it, and its link whether it is
+// there.
 const (
 	// linkQuiet is how long nothing may have come over a link for a packet to have
 	// come another way. An overloaded edge is slower than its links, but not by that.
@@ -141,8 +143,9 @@ func (d *door) settle(in *inbound) {
 	d.latest[[ed25519.PublicKeySize]byte(in.key)] = in
 }
 
-// heard is told the key of every packet that comes, by whichever way. It returns at
-// once.
+// heard is told the key of whoever sent a packet, or asks for a way, by whichever
+// way that came. It returns at once. Whoever forges such a question makes us ask a
+// guest's link twice a second, and no more.
 func (d *door) heard(key ed25519.PublicKey) {
 	d.mu.Lock()
 	in := d.latest[[ed25519.PublicKeySize]byte(key)]
@@ -154,6 +157,7 @@ func (d *door) heard(key ed25519.PublicKey) {
 	if now.Sub(in.since) < linkYoung || now.Sub(time.Unix(0, in.came.Load())) < linkQuiet || !in.asking.CompareAndSwap(false, true) {
 		return
 	}
+	d.lookUp(in.key)
 	go func() {
 		defer in.asking.Store(false)
 		ctx, cancel := context.WithTimeout(context.Background(), linkAnswer)

@@ -30,7 +30,8 @@ func TestHeardElsewhere(t *testing.T) {
 		"young":   {linkYoung / 2, time.Second, gone, false, false},
 	} {
 		now := noon
-		d := &door{admits: func(ed25519.PublicKey) bool { return true }, now: func() time.Time { return now }}
+		looked := 0
+		d := &door{admits: func(ed25519.PublicKey) bool { return true }, now: func() time.Time { return now }, lookUp: func(ed25519.PublicKey) { looked++ }}
 		node, ours := net.Pipe()
 		in := &inbound{Conn: ours, door: d, key: key, since: now.Add(-c.age)}
 		asked := make(chan bool, 1)
@@ -41,6 +42,9 @@ func TestHeardElsewhere(t *testing.T) {
 		}
 		d.settle(in)
 		d.heard(key)
+		if (looked == 1) != c.asked {
+			t.Errorf("%s: looked up %d times", name, looked)
+		}
 		if !c.asked {
 			select {
 			case <-asked:

@@ -131,10 +131,9 @@ func TestFailover(t *testing.T) {
 				t.Fatalf("the idle peering was given up without a sign, the peer is %q", p)
 			}
 		}
-		began := time.Now()
 		again := w.probe()
 		w.until(patience, "an answer after idling into a block", func() bool { return !again.last().IsZero() })
-		first := again.first().Sub(began)
+		first := again.first().Sub(again.asked)
 		again.stop()
 		t.Logf("blackholed after %v of silence: first answer %v after the first request", idle(), first.Round(10*time.Millisecond))
 		if first > gapLimit {
@@ -217,9 +216,10 @@ func (w *world) watchPeers(socket string) func() int {
 
 // answers are when good answers came.
 type answers struct {
-	mu   sync.Mutex
-	at   []time.Time
-	stop func() error
+	mu    sync.Mutex
+	asked time.Time // the first time
+	at    []time.Time
+	stop  func() error
 }
 
 // probe asks the service ten times a second.
@@ -228,11 +228,17 @@ func (w *world) probe() *answers {
 	a := &answers{stop: p.stop}
 	go func() {
 		for p.out.Scan() {
-			if n, err := strconv.ParseInt(p.out.Text(), 10, 64); err == nil {
-				a.mu.Lock()
+			text, begins := strings.CutPrefix(p.out.Text(), "asks ")
+			n, err := strconv.ParseInt(text, 10, 64)
+			a.mu.Lock()
+			switch {
+			case err != nil:
+			case begins:
+				a.asked = time.Unix(0, n)
+			default:
 				a.at = append(a.at, time.Unix(0, n))
-				a.mu.Unlock()
 			}
+			a.mu.Unlock()
 		}
 	}()
 	return a

@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/Arceliar/ironwood/network"
 	"github.com/yggdrasil-network/yggdrasil-go/src/core"
 	"github.com/yggdrasil-network/yggdrasil-go/src/tun"
 	"golang.org/x/sys/unix"
@@ -86,10 +87,13 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 	}
 	gate := &door{
 		verify: admission.NewVerifier(key.Public().(ed25519.PublicKey), time.Now(), people.admits),
-		admits: people.admits, now: time.Now,
+		admits: people.admits, lookUp: node.SendLookup, now: time.Now,
 	}
 	traffic := newPackets(node, time.Now)
-	traffic.heard = gate.heard
+	if len(cfg.Listen) > 0 {
+		traffic.heard = gate.heard
+		node.PacketConn.PacketConn.Debug.SetDebugLookupLogger(func(l network.DebugLookupInfo) { gate.heard(l.Key) })
+	}
 	iface, err := tun.New(traffic, lib, tun.InterfaceName(cfg.IfName), tun.InterfaceMTU(cfg.IfMTU))
 	if err != nil {
 		node.Stop()

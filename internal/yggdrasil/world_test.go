@@ -142,9 +142,10 @@ func service(ctx context.Context, a []string) error {
 }
 
 // probe opens a new connection every 100 ms, whatever became of the last, and
-// prints when each good answer came (Unix nanoseconds): ADDRESS.
+// prints when it begins, and when each good answer came (Unix nanoseconds): ADDRESS.
 func probe(ctx context.Context, a []string) error {
 	var mu sync.Mutex
+	fmt.Println("asks", time.Now().UnixNano())
 	for tick := time.Tick(100 * time.Millisecond); ; {
 		select {
 		case <-ctx.Done():
