@@ -15,7 +15,7 @@ import (
 
 // news is what is watched for on the bus: the state, and what hampers
 // connections. Neither comes regularly.
-const news = ipn.NotifyInitialState | ipn.NotifyInitialHealthState | ipn.NotifyRateLimit | ipn.NotifyNoNetMap
+const news = ipn.NotifyInitialState | ipn.NotifyInitialHealthState | ipn.NotifyRateLimit
 
 // Watch calls changed whenever tailscaled says that its state, or what it knows to
 // hamper connections, is another, until ctx ends or tailscaled does. It is a hint
