@@ -83,12 +83,11 @@ type Daemon struct {
 // Memory of a process, in bytes (proc_pid_smaps(5), proc_pid_status(5)).
 type Memory struct {
 	// Resident is what it has in memory, the text of the program included;
-	// Anonymous is the part of it that is not in a file, and so cannot be
-	// dropped; Proportional shares out the pages that it has with others.
-	Resident     int64 `json:"rss"`
-	Anonymous    int64 `json:"anonymous"`
-	Proportional int64 `json:"pss"`
-	Peak         int64 `json:"peak_rss"`
+	// Anonymous is the part of it that is in no file, and so cannot be dropped;
+	// Peak what it had at most, which is at the start.
+	Resident  int64 `json:"rss"`
+	Anonymous int64 `json:"anonymous"`
+	Peak      int64 `json:"peak_rss"`
 }
 
 // Wire is bytes of IP packets, seen from the laptop.
@@ -244,10 +243,10 @@ func (r *Record) Markdown() string {
 	}
 	if len(r.Idle.Daemons) > 0 {
 		line("\n## Idle for %.0f s, joined, behind an address translation\n", r.Idle.Seconds)
-		line("| daemon | resident | of it not in files | shared out | %% of a core | MB a day on the wire |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+		line("| daemon | resident | of it in no file | at the start | %% of a core | MB a day on the wire |\n| --- | ---: | ---: | ---: | ---: | ---: |")
 		for _, d := range r.Idle.Daemons {
 			line("| %s | %.1f MB | %.1f MB | %.1f MB | %.3f | %.2f |", d.Name, float64(d.Resident)/MB, float64(d.Anonymous)/MB,
-				float64(d.Proportional)/MB, d.Core, float64(d.Day.Sum())/MB)
+				float64(d.Peak)/MB, d.Core, float64(d.Day.Sum())/MB)
 		}
 		line("\nRarer than that, and so computed: questions for the directory and the canary, %.2f MB a day at %d bytes each.",
 			float64(r.Idle.Rare.Sum())/MB, r.Idle.Request.Sum())

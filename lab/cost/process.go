@@ -69,6 +69,8 @@ func daemonsOf(all []process) (pids map[string]int, err error) {
 		switch {
 		case name == "veilor" && slices.Contains(p.args, "mesh") && slices.Contains(p.args, "run"):
 			name = mesh
+		case name == "veilor" && slices.Contains(p.args, "notify"):
+			name = notify
 		case name == ygg, name == tailscaled:
 		default:
 			continue
@@ -79,7 +81,7 @@ func daemonsOf(all []process) (pids map[string]int, err error) {
 		pids[name] = p.pid
 	}
 	for _, name := range daemons {
-		if pids[name] == 0 {
+		if pids[name] == 0 && name != notify { // which needs a session bus
 			return nil, fmt.Errorf("finding the laptop's daemons: %s does not run", name)
 		}
 	}
@@ -90,10 +92,11 @@ func daemonsOf(all []process) (pids map[string]int, err error) {
 const (
 	mesh       = "veilor-mesh"
 	ygg        = "veilor-ygg"
+	notify     = "veilor-notify"
 	tailscaled = "tailscaled"
 )
 
-var daemons = []string{mesh, ygg, tailscaled}
+var daemons = []string{mesh, ygg, notify, tailscaled}
 
 func ours(name string) bool { return name != tailscaled }
 
@@ -119,7 +122,7 @@ func memoryOf(pid int) (Memory, error) {
 	if err != nil {
 		return Memory{}, err
 	}
-	m := Memory{Resident: sums["Rss"], Anonymous: sums["Anonymous"], Proportional: sums["Pss"], Peak: status["VmHWM"]}
+	m := Memory{Resident: sums["Rss"], Anonymous: sums["Anonymous"], Peak: status["VmHWM"]}
 	if m.Resident == 0 {
 		return Memory{}, fmt.Errorf("reading the memory of %d: it has none", pid)
 	}

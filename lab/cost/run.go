@@ -3,14 +3,15 @@ package cost
 import (
 	"context"
 	"crypto/x509"
+	"debug/buildinfo"
 	"fmt"
 	"net/netip"
-	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/veilor/veilor-os/lab/laptop"
 	"github.com/veilor/veilor-os/lab/outfit"
+	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/world"
 )
 
@@ -80,7 +81,15 @@ func (r *Record) Measure(ctx context.Context, f *outfit.Outfit, o Options) error
 	defer l.Stop()
 	s := f.Lab.Site.Services[0]
 	t := &town{world: w, laptop: l, service: s.Name, loopback: s.Loopback, authority: f.Authority, say: o.Progress}
-	r.Machine, r.Versions = machine(), versions()
+	r.Machine = machine()
+	if r.Versions, err = versions(f.Programs); err != nil {
+		return err
+	}
+	stop, err := t.startNotifier(f, o.Progress)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	if err := t.await(ctx, tailnet); err != nil {
 		return fmt.Errorf("using the service once: %w", err)
 	}
@@ -100,26 +109,29 @@ func (r *Record) Measure(ctx context.Context, f *outfit.Outfit, o Options) error
 	return l.Exited()
 }
 
-// versions are those of the programs of others that were measured, from the
-// module that pins them.
-func versions() map[string]string {
+// versions are those of the others' programs, as built into them.
+func versions(p program.Set) (map[string]string, error) {
 	found := map[string]string{}
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return found
-	}
-	found["Go"] = strings.TrimPrefix(info.GoVersion, "go")
-	for _, m := range info.Deps {
-		switch m.Path {
-		case "tailscale.com":
-			found["tailscaled"] = strings.TrimPrefix(m.Version, "v")
-		case "github.com/yggdrasil-network/yggdrasil-go":
-			found["yggdrasil-go"] = strings.TrimPrefix(m.Version, "v")
-		case "github.com/juanfont/headscale":
-			found["headscale"] = strings.TrimPrefix(m.Version, "v")
+	for _, file := range []string{p.Tailscaled, p.Headscale, p.Ygg} {
+		info, err := buildinfo.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading the version of %s: %w", file, err)
+		}
+		found["Go"] = strings.TrimPrefix(info.GoVersion, "go")
+		for _, m := range append(info.Deps, &info.Main) {
+			if name := others[m.Path]; name != "" && (m.Path != "tailscale.com" || file == p.Tailscaled) {
+				found[name] = strings.TrimPrefix(m.Version, "v")
+			}
 		}
 	}
-	return found
+	return found, nil
+}
+
+// others are the modules whose versions say what was measured.
+var others = map[string]string{
+	"tailscale.com":                             "tailscaled",
+	"github.com/juanfont/headscale":             "Headscale",
+	"github.com/yggdrasil-network/yggdrasil-go": "yggdrasil-go",
 }
 
 // state is everything that is counted, at one time.
@@ -193,6 +205,9 @@ func (t *town) measureIdle(ctx context.Context, d time.Duration) (Idle, error) {
 		Request: request, Rare: request.times(float64(day)/float64(directoryEvery) + float64(day)/float64(canaryEvery)),
 	}
 	for _, name := range daemons {
+		if pids[name] == 0 {
+			continue
+		}
 		memory, err := memoryOf(pids[name])
 		if err != nil {
 			return Idle{}, fmt.Errorf("%s: %w", name, err)

@@ -36,7 +36,7 @@ func main() {
 	flag.StringVar(&o.out, "out", "docs/evidence/bench.json", "where the record goes; a table goes beside it")
 	flag.StringVar(&o.logs, "logs", "", "keep the daemons' logs in this directory")
 	flag.StringVar(&o.benchtime, "benchtime", "3s", "how long each Go benchmark runs")
-	flag.DurationVar(&o.idle, "idle", 4*time.Minute, "how long the idle daemons are watched")
+	flag.DurationVar(&o.idle, "idle", 3*time.Minute, "how long the idle daemons are watched")
 	flag.BoolVar(&o.world, "world", true, "measure the daemons in a world; without it the record is not written")
 	flag.BoolVar(&o.benchmarks, "benchmarks", true, "run the Go benchmarks; without them the record is not written")
 	flag.Usage = func() {
@@ -122,7 +122,7 @@ func goBenchmarks(ctx context.Context, o options) ([]cost.Benchmark, error) {
 		{filepath.Join(o.source, "lab"), "^BenchmarkPacket$", "./tiers"},
 	} {
 		var out bytes.Buffer
-		cmd := exec.CommandContext(ctx, "go", "test", "-p", "1", "-run", "^$", "-bench", b.pattern, "-benchtime", o.benchtime, b.pkg)
+		cmd := exec.CommandContext(ctx, "go", "test", "-vet=off", "-p", "1", "-run", "^$", "-bench", b.pattern, "-benchtime", o.benchtime, b.pkg)
 		cmd.Dir = b.module
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, os.Stderr), os.Stderr
