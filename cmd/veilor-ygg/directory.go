@@ -84,7 +84,7 @@ func fromDirectory(cfg *yggdrasil.Config, siteFile, dir string, log *slog.Logger
 			if err != nil {
 				return nil, fmt.Errorf("reading the peer %s: %w", p.Name, err)
 			}
-			*l.to = append(*l.to, yggdrasil.Peer{Name: p.Name, URL: u, Address: p.Address, Key: k})
+			*l.to = append(*l.to, yggdrasil.Peer{Name: p.Name, URL: u, Address: p.Address, Key: k, Network: p.Network})
 			c.AllowedPublicKeys = append(c.AllowedPublicKeys, k)
 		}
 	}

@@ -9,7 +9,9 @@
 // what it carries. So the machine remembers how peerings ended. An edge whose
 // last one died in silence comes after the other edges; one of which that is
 // known twice, or whose peering ended at once, is sick: it comes after the public
-// peers, and while one of those works it is tried ever more rarely.
+// peers, and while one of those works it is tried ever more rarely. Edges in the
+// network of such a one come after those in other networks. All that is forgotten in
+// time ([Forget]).
 //
 // The package is pure. It is told what happened ([Event]) and when, and answers
 // with what to do ([Action]); it opens no socket and reads no clock.
@@ -78,6 +80,10 @@ const (
 	// its peer. A network that freezes a connection after some kilobytes lets an
 	// idle one live for minutes, and it opens anew each time.
 	GoodLife = 5 * time.Minute
+	// Forget is when what is known against a peer no longer counts, if it was not
+	// tried meanwhile: while another edge works there is no reason to, and a network
+	// that freezes connections does so for hours, not for ever.
+	Forget = time.Hour
 	// Last is how long peers that are not sick have in a race before one that is
 	// is dialled too: by then they have opened, or they will not.
 	Last = time.Second
@@ -164,11 +170,13 @@ func (Leave) action() {}
 // target is what the machine knows of one peer.
 type target struct {
 	public   bool
-	dial     ID // in flight; 0 if none
-	open     ID // an open transport; 0 if none
+	network  string // where it is; empty if not known
+	dial     ID     // in flight; 0 if none
+	open     ID     // an open transport; 0 if none
 	failures int
 	sick     int       // peerings in a row that ended badly, see Machine.ended
 	silent   bool      // the last peering died in silence
+	blamed   time.Time // when sick or silent last became so
 	notUntil time.Time // no dial before
 }
 
@@ -198,6 +206,17 @@ func New(edges, public int, rand func() float64) *Machine {
 	return m
 }
 
+// In says in which networks the peers are, in the order of their numbers; an empty
+// text is an unknown one. What a network does to the connections to one edge it most
+// likely does to another beside it, so after an edge in one network comes one in
+// another. It returns m.
+func (m *Machine) In(networks ...string) *Machine {
+	for i := range min(len(networks), len(m.targets)) {
+		m.targets[i].network = networks[i]
+	}
+	return m
+}
+
 // Joined is the peering's ID and peer; ok is false if there is none.
 func (m *Machine) Joined() (id ID, peer int, ok bool) {
 	return m.joined, m.peer, m.joined != 0
@@ -210,6 +229,7 @@ func (m *Machine) Next() time.Time { return m.next }
 // go back.
 func (m *Machine) Step(now time.Time, e Event) []Action {
 	var acts []Action
+	m.forget(now)
 	switch e := e.(type) {
 	case Opened:
 		if t := m.dialling(e.ID); t != nil {
@@ -307,7 +327,7 @@ func (m *Machine) order() []int {
 		order[i] = i
 	}
 	slices.SortStableFunc(order, func(a, b int) int {
-		return cmp.Or(cmp.Compare(m.class(a), m.class(b)), cmp.Compare(m.blame(a), m.blame(b)))
+		return cmp.Or(cmp.Compare(m.class(a), m.class(b)), cmp.Compare(m.blame(a), m.blame(b)), cmp.Compare(m.beside(a), m.beside(b)))
 	})
 	return order
 }
@@ -340,6 +360,26 @@ func (m *Machine) blame(i int) int {
 		n++
 	}
 	return n
+}
+
+// beside is the third: how many edges in the network of i failed us.
+func (m *Machine) beside(i int) (n int) {
+	for j := range m.targets {
+		if t := &m.targets[j]; j != i && !t.public && t.network != "" && t.network == m.targets[i].network && m.blame(j) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// forget forgives whoever was not blamed for long.
+func (m *Machine) forget(now time.Time) {
+	for i := range m.targets {
+		t := &m.targets[i]
+		if (t.sick > 0 || t.silent) && now.Sub(t.blamed) >= Forget && (m.joined == 0 || m.peer != i) {
+			t.sick, t.silent, t.failures = 0, false, 0
+		}
+	}
 }
 
 // suspected says whether i is the joined peer, and suspect.
@@ -386,7 +426,7 @@ func (m *Machine) ended(now time.Time, silent bool) {
 			t.sick = 0
 		}
 	}
-	t.silent = silent
+	t.silent, t.blamed = silent, now
 	for i := range m.targets { // nobody is spared while there is no peering
 		if o := &m.targets[i]; o != t && o.notUntil.Sub(now) > MaxBackoff {
 			o.notUntil = now.Add(m.shake(MaxBackoff))

@@ -139,8 +139,14 @@ func TestScripts(t *testing.T) {
 			{8*time.Second + 180*ms, Opened{4}, ""},
 			{8*time.Second + 390*ms, Opened{2}, ""},
 			{8*time.Second + 400*ms, Tick{}, "leave 1, drop 3, drop 4, join 2"},
-			{time.Hour, Tick{}, ""},
-			{2 * time.Hour, Down{ID: 2}, "dial 5=1"},
+			{Forget, Down{ID: 2}, "dial 5=1"},
+		}},
+		"but not for ever": {2, 1, []step{
+			{0, Tick{}, "dial 1=0"},
+			{5 * ms, Opened{1}, "join 1"},
+			{8 * time.Second, Down{1, true}, "dial 2=1"},
+			{8*time.Second + 20*ms, Opened{2}, "join 2"},
+			{Forget + 8*time.Second, Down{ID: 2}, "dial 3=0"},
 		}},
 		"so does one that was told to be dead before the verdict": {2, 1, []step{
 			{0, Tick{}, "dial 1=0"},
@@ -229,6 +235,30 @@ func TestScripts(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNetworks: after an edge that froze comes one in another network, whatever
+// the order of the configuration says, and its neighbour only then.
+func TestNetworks(t *testing.T) {
+	for name, c := range map[string]struct {
+		networks []string
+		want     string
+	}{
+		"three in two networks": {[]string{"AS64501", "AS64501", "AS64502"}, "dial 2=2"},
+		"unknown":               {nil, "dial 2=1"},
+		"each in its own":       {[]string{"AS64501", "AS64502", "AS64503"}, "dial 2=1"},
+	} {
+		m := New(3, 1, half).In(c.networks...)
+		m.Step(start, Tick{})
+		m.Step(start.Add(5*ms), Opened{1})
+		if got := render(m.Step(start.Add(8*time.Second), Suspect{1})); got != c.want {
+			t.Errorf("%s: %s, want %s first", name, got, c.want)
+		}
+		m.Step(start.Add(8*time.Second+10*ms), Clear{1})
+		if got := render(m.Step(start.Add(9*time.Second), Down{1, true})); !strings.HasPrefix(got, strings.Replace(c.want, "2=", "3=", 1)) {
+			t.Errorf("%s, dead: %s, want the same first", name, got)
+		}
 	}
 }
 

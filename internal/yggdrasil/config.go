@@ -76,6 +76,9 @@ type Peer struct {
 	URL     *url.URL
 	Address netip.AddrPort
 	Key     ed25519.PublicKey
+	// Network is where Address is, as its operator or its AS is called; empty if
+	// not known.
+	Network string
 }
 
 // Secret is a text that prints as something else.
@@ -138,7 +141,10 @@ type wire struct {
 	Accept            []uint16
 }
 
-type wirePeer struct{ Name, URL, Address, Key string }
+type wirePeer struct {
+	Name, URL, Address, Key string
+	Network                 string `json:",omitempty"`
+}
 
 // Problem is one thing wrong with a configuration.
 type Problem struct {
@@ -408,7 +414,7 @@ var peerName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 func (c *checker) peers(list string, ps []wirePeer, seen map[string]bool) (out []Peer) {
 	for i, p := range ps {
 		at := fmt.Sprintf("%s[%d]", list, i)
-		o := Peer{Name: p.Name, Key: c.key(at+".Key", p.Key)}
+		o := Peer{Name: p.Name, Key: c.key(at+".Key", p.Key), Network: p.Network}
 		switch {
 		case !peerName.MatchString(p.Name):
 			c.add(at+".Name", "%q is no name; use a-z, 0-9 and -, for example edge-1", shorten(p.Name))

@@ -114,7 +114,11 @@ type result struct {
 
 // run works until ctx ends and leaves no peering behind.
 func (s *supervisor) run(ctx context.Context) {
-	s.machine = peering.New(s.edges, len(s.peers)-s.edges, rand.Float64)
+	var networks []string
+	for _, p := range s.peers {
+		networks = append(networks, p.Network)
+	}
+	s.machine = peering.New(s.edges, len(s.peers)-s.edges, rand.Float64).In(networks...)
 	s.results = make(chan result)
 	s.dials = map[peering.ID]context.CancelFunc{}
 	s.open = map[peering.ID]*transport{}
