@@ -82,7 +82,7 @@ func (s *service) check(ctx context.Context, r Route) Check {
 // Check tries every layer of the named service at once and waits for all. ok is
 // false if there is no such service.
 func (f *Forwarder) Check(ctx context.Context, name string) (checks []Check, ok bool) {
-	for _, s := range f.services {
+	for _, s := range f.list() {
 		if s.Name != name {
 			continue
 		}

@@ -114,7 +114,16 @@ type Refusals struct {
 
 // Forwarder serves a set of services.
 type Forwarder struct {
-	services []*service
+	log *slog.Logger
+	now func() time.Time
+
+	replacing sync.Mutex // held by Replace
+
+	mu       sync.Mutex
+	services []*service // see list
+	tell     func(News)
+	quiet    bool
+	start    func(*service) // lets one work; nil before Serve and after
 }
 
 // service is one Service at work.
@@ -139,6 +148,7 @@ type service struct {
 	active  mesh.Layer // as last told
 	tell    func(News)
 	roots   *x509.CertPool // for checks; nil means the system's
+	work    *work          // nil before it is started
 }
 
 // New makes a forwarder. now is the clock; nil means time.Now.
@@ -146,36 +156,16 @@ func New(services []Service, log *slog.Logger, now func() time.Time) *Forwarder 
 	if now == nil {
 		now = time.Now
 	}
-	f := &Forwarder{}
+	f := &Forwarder{log: log, now: now, tell: func(News) {}}
 	for _, v := range services {
-		s := &service{
-			Service:   v,
-			log:       log.With("service", v.Name),
-			now:       now,
-			listeners: map[uint16]*net.TCPListener{},
-			slots:     make(chan struct{}, MaxConns),
-			waiting:   make(chan struct{}, MaxWaiting),
-			wake:      make(chan struct{}, 1),
-			flows:     map[mesh.Layer]map[*flow]bool{},
-			changed:   make(chan struct{}),
-			refused:   map[string]Refusals{},
-			logged:    map[string]time.Time{},
-			tell:      func(News) {},
-		}
-		var layers []mesh.Layer
-		for _, r := range v.Routes {
-			layers = append(layers, r.Layer)
-			s.flows[r.Layer] = map[*flow]bool{}
-		}
-		s.mesh = mesh.New(layers, nil)
-		f.services = append(f.services, s)
+		f.services = append(f.services, newService(v, log, now))
 	}
 	return f
 }
 
 // Listen opens every service's ports, or none.
 func (f *Forwarder) Listen(ctx context.Context) error {
-	for _, s := range f.services {
+	for _, s := range f.list() {
 		for _, port := range s.Ports {
 			l, err := listen.TCP(ctx, netip.AddrPortFrom(s.Service.Listen, port), s.Name)
 			if err != nil {
@@ -189,7 +179,7 @@ func (f *Forwarder) Listen(ctx context.Context) error {
 }
 
 func (f *Forwarder) close() {
-	for _, s := range f.services {
+	for _, s := range f.list() {
 		for _, l := range s.listeners {
 			l.Close()
 		}
@@ -201,15 +191,20 @@ func (f *Forwarder) close() {
 func (f *Forwarder) Serve(ctx context.Context) error {
 	defer f.close()
 	g, ctx := errgroup.WithContext(ctx)
+	// As long as it runs others may come.
+	g.Go(func() error {
+		<-ctx.Done()
+		f.mu.Lock()
+		f.start = nil
+		f.mu.Unlock()
+		return nil
+	})
+	f.mu.Lock()
+	f.start = func(s *service) { s.start(ctx, g) }
 	for _, s := range f.services {
-		g.Go(func() error { return s.tend(ctx) })
-		g.Go(func() error { s.keepCanary(ctx); return nil })
-		for port, l := range s.listeners {
-			stop := context.AfterFunc(ctx, func() { l.Close() })
-			defer stop()
-			g.Go(func() error { return s.accept(ctx, g, l, port) })
-		}
+		f.start(s)
 	}
+	f.mu.Unlock()
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil

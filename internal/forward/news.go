@@ -42,6 +42,9 @@ type News struct {
 // Tell makes the forwarder report what happens. Call it before Serve; tell must
 // not block.
 func (f *Forwarder) Tell(tell func(News)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tell = tell
 	for _, s := range f.services {
 		s.tell = tell
 	}
@@ -50,7 +53,10 @@ func (f *Forwarder) Tell(tell func(News)) {
 // Quiet makes the forwarder silent: it refuses new connections, ends those that
 // are open, and sends no probe; or it ends that.
 func (f *Forwarder) Quiet(on bool) {
-	for _, s := range f.services {
+	f.mu.Lock()
+	f.quiet = on
+	f.mu.Unlock()
+	for _, s := range f.list() {
 		s.mu.Lock()
 		was := s.quiet
 		s.quiet = on
@@ -84,7 +90,7 @@ func (s *service) isQuiet() bool {
 // Hint says that the daemon of a layer told of a change. Services in use ask the
 // layer at once, and believe what they find.
 func (f *Forwarder) Hint(l mesh.Layer) {
-	for _, s := range f.services {
+	for _, s := range f.list() {
 		if !s.isQuiet() {
 			s.on(mesh.Event{Layer: l, Kind: mesh.Hinted, At: s.now()})
 		}
@@ -94,7 +100,7 @@ func (f *Forwarder) Hint(l mesh.Layer) {
 // LinkChanged says that an interface or a route came or went. A layer whose
 // interface is gone is left at once, instead of at the next connection.
 func (f *Forwarder) LinkChanged(ctx context.Context) {
-	for _, s := range f.services {
+	for _, s := range f.list() {
 		for _, r := range s.Routes {
 			if _, err := net.InterfaceByName(r.Interface); err != nil && ctx.Err() == nil {
 				s.mu.Lock()

@@ -27,9 +27,10 @@ const (
 // lately are tried first, so the answer is knowledge and not memory; that takes
 // a round trip, or up to 2.5 s where a layer is silent.
 func (f *Forwarder) Status(ctx context.Context) []Status {
-	out := make([]Status, len(f.services))
+	services := f.list()
+	out := make([]Status, len(services))
 	var wg sync.WaitGroup
-	for i, s := range f.services {
+	for i, s := range services {
 		wg.Go(func() {
 			s.ask(ctx)
 			out[i] = s.status()
@@ -117,7 +118,7 @@ type Explanation struct {
 // Explain says what is known of the named service, without asking any layer. ok
 // is false if there is no such service.
 func (f *Forwarder) Explain(name string) (e Explanation, ok bool) {
-	for _, s := range f.services {
+	for _, s := range f.list() {
 		if s.Name == name {
 			e.Status, e.Service = s.status(), s.Service
 			s.mu.Lock()
@@ -132,7 +133,7 @@ func (f *Forwarder) Explain(name string) (e Explanation, ok bool) {
 // Names are the names of the services.
 func (f *Forwarder) Names() []string {
 	var names []string
-	for _, s := range f.services {
+	for _, s := range f.list() {
 		names = append(names, s.Name)
 	}
 	return names
