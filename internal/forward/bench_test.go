@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
@@ -296,5 +297,16 @@ func relay(from, to *os.File) {
 			return
 		}
 		to.Write(plain) // a device that is gone, or whose queue is full
+	}
+}
+
+// BenchmarkForwardHello is what it takes to learn whom a client wants.
+func BenchmarkForwardHello(b *testing.B) {
+	hello := helloOf(b, "x.veilor")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := admit(bytes.NewReader(hello), "x.veilor"); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"time"
 )
@@ -21,6 +20,8 @@ const (
 	// share has some 1.8 kB; a handshake message may have 16 MB on the wire
 	// (RFC 8446 §4), of which crypto/tls takes 64 kB.
 	maxHello = 64 << 10
+	// usualHello holds most of them in one piece.
+	usualHello = 2 << 10
 )
 
 // Why a client is refused. The words are in logs, in status and in JSON.
@@ -80,6 +81,7 @@ var errRead = errors.New("the hello is read")
 // name in it, in lower case, and every byte that was read.
 func readHello(r io.Reader) (name string, read []byte, err error) {
 	rec := &recorder{r: io.LimitReader(r, maxHello)}
+	rec.read.Grow(usualHello)
 	err = tls.Server(rec, &tls.Config{
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 			name = strings.ToLower(h.ServerName)
@@ -88,7 +90,7 @@ func readHello(r io.Reader) (name string, read []byte, err error) {
 	}).Handshake()
 	switch {
 	case errors.Is(err, errRead):
-		return name, slices.Clone(rec.read.Bytes()), nil
+		return name, rec.read.Bytes(), nil
 	case rec.err == nil, rec.err == io.EOF && !rec.handshake():
 		return "", nil, &refused{why: NotTLS} // it was not the reading that failed
 	case errors.Is(rec.err, os.ErrDeadlineExceeded):
