@@ -4,7 +4,7 @@
 // from one that misses.
 //
 // What was established before falls as well, unless a rule says otherwise. Rules
-// act on the laptop's leg only; between its home and its peers the network stays
+// act on the laptop's leg only, and on both families; between its home and its peers the network stays
 // as it was.
 package censor
 
@@ -43,7 +43,6 @@ type Censor struct {
 
 // block is a rule in force.
 type block struct {
-	table  *nftables.Table
 	chains []*nftables.Chain
 	stop   func() // ends the inspector
 }
@@ -84,7 +83,7 @@ func (c *Censor) Block(rules ...Rule) error {
 			b.stop = stop
 		}
 		added[r.Name] = b
-		b.table, b.chains = r.install(c.conn, c.leg, c.queues)
+		b.chains = r.install(c.conn, c.leg, c.queues)
 	}
 	if err := c.conn.Flush(); err != nil {
 		undo()
@@ -110,7 +109,7 @@ func (c *Censor) hits(name string) (Hits, error) {
 	}
 	var h Hits
 	for _, chain := range b.chains {
-		rules, err := c.conn.GetRules(b.table, chain)
+		rules, err := c.conn.GetRules(chain.Table, chain)
 		if err != nil {
 			return Hits{}, fmt.Errorf("reading the counters of %q: %w", name, err)
 		}
@@ -144,7 +143,13 @@ func (c *Censor) Clear(rules ...string) (map[string]Hits, error) {
 		final[name] = h
 	}
 	for _, name := range rules {
-		c.conn.DelTable(c.active[name].table)
+		deleted := map[*nftables.Table]bool{}
+		for _, chain := range c.active[name].chains {
+			if !deleted[chain.Table] {
+				c.conn.DelTable(chain.Table)
+				deleted[chain.Table] = true
+			}
+		}
 	}
 	if err := c.conn.Flush(); err != nil {
 		return nil, fmt.Errorf("lifting %v: %w", rules, err)

@@ -32,6 +32,9 @@ type town struct {
 const (
 	a = "10.88.3.10"
 	b = "10.88.4.10"
+	// Their other family.
+	a6 = "2001:db8:3::a"
+	b6 = "2001:db8:4::a"
 )
 
 func newTown(t *testing.T) *town {
@@ -45,10 +48,18 @@ func newTown(t *testing.T) *town {
 		t.Cleanup(func() { n.Close() })
 		*ns = n
 	}
-	w.must(namespace.Cable(namespace.End{In: w.isp, Name: "to-laptop", Addresses: []string{"10.88.1.1/24"}},
-		namespace.End{In: w.laptop, Name: "eth0", Addresses: []string{"10.88.1.10/24"}}))
-	w.must(namespace.Cable(namespace.End{In: w.isp, Name: "to-home", Addresses: []string{"10.88.3.1/24", "10.88.4.1/24"}},
-		namespace.End{In: w.home, Name: "eth0", Addresses: []string{a + "/24", b + "/24"}}))
+	for _, ns := range []*namespace.Namespace{w.laptop, w.isp, w.home} {
+		// Its addresses are there at once.
+		w.must(ns.Sysctl("net.ipv6.conf.all.accept_dad", "0"))
+		w.must(ns.Sysctl("net.ipv6.conf.default.accept_dad", "0"))
+	}
+	w.must(namespace.Cable(namespace.End{In: w.isp, Name: "to-laptop", Addresses: []string{"10.88.1.1/24", "2001:db8:1::1/64"}},
+		namespace.End{In: w.laptop, Name: "eth0", Addresses: []string{"10.88.1.10/24", "2001:db8:1::a/64"}}))
+	w.must(namespace.Cable(namespace.End{In: w.isp, Name: "to-home", Addresses: []string{"10.88.3.1/24", "10.88.4.1/24", "2001:db8:3::1/64", "2001:db8:4::1/64"}},
+		namespace.End{In: w.home, Name: "eth0", Addresses: []string{a + "/24", b + "/24", a6 + "/64", b6 + "/64"}}))
+	w.must(w.laptop.Gateway(net.ParseIP("2001:db8:1::1")))
+	w.must(w.home.Gateway(net.ParseIP("2001:db8:3::1")))
+	w.must(w.isp.Sysctl("net.ipv6.conf.all.forwarding", "1"))
 	w.must(w.laptop.Gateway(net.ParseIP("10.88.1.1")))
 	w.must(w.home.Gateway(net.ParseIP("10.88.3.1")))
 	w.must(w.isp.Sysctl("net.ipv4.ip_forward", "1"))
@@ -71,7 +82,7 @@ func (w *town) must(err error) {
 func (w *town) serve(ca *webca.CA) {
 	cert, err := ca.Certificate("hs.lab.test")
 	w.must(err)
-	for _, at := range []string{a + ":443", b + ":443", a + ":80", b + ":80"} {
+	for _, at := range []string{a + ":443", b + ":443", a + ":80", b + ":80", six(a6, 443), six(b6, 443), six(a6, 80), six(b6, 80)} {
 		l, err := w.home.Listen("tcp", at)
 		w.must(err)
 		if strings.HasSuffix(at, ":443") {
@@ -91,12 +102,16 @@ func (w *town) serve(ca *webca.CA) {
 			}
 		}()
 	}
-	for _, at := range []string{a + ":5000", b + ":5000", a + ":443", a + ":53"} {
+	for _, at := range []string{a + ":5000", b + ":5000", a + ":443", a + ":53", six(a6, 5000), six(b6, 5000), six(a6, 443), six(a6, 53)} {
 		var c net.PacketConn
-		w.must(w.home.Do(func() (err error) { c, err = net.ListenPacket("udp4", at); return err }))
+		w.must(w.home.Do(func() (err error) { c, err = net.ListenPacket("udp", at); return err }))
 		w.t.Cleanup(func() { c.Close() })
 		go echo(c)
 	}
+}
+
+func six(address string, port uint16) string {
+	return netip.AddrPortFrom(netip.MustParseAddr(address), port).String()
 }
 
 func echo(c net.PacketConn) {
@@ -115,7 +130,7 @@ const patience = time.Second
 // udp sends text and says whether it comes back.
 func (w *town) udp(to string, text string) error {
 	var c net.Conn
-	if err := w.laptop.Do(func() (err error) { c, err = net.Dial("udp4", to); return err }); err != nil {
+	if err := w.laptop.Do(func() (err error) { c, err = net.Dial("udp", to); return err }); err != nil {
 		return err
 	}
 	defer c.Close()
@@ -129,7 +144,7 @@ func (w *town) tcp(to string) (net.Conn, error) {
 	var c net.Conn
 	err := w.laptop.Do(func() (err error) {
 		d := net.Dialer{Timeout: patience}
-		c, err = d.Dial("tcp4", to)
+		c, err = d.Dial("tcp", to)
 		return err
 	})
 	return c, err
@@ -207,7 +222,8 @@ func TestRules(t *testing.T) {
 	tlsTo := func(to string, c *tls.Config, splits bool) probe {
 		return func() error { return w.tls(to, c, splits) }
 	}
-	onA := netip.MustParsePrefix(a + "/32")
+	onA, netA, netB := netip.MustParsePrefix(a+"/32"), netip.MustParsePrefix("2001:db8:3::/64"), netip.MustParsePrefix("2001:db8:4::/64")
+	both := []netip.Addr{netip.MustParseAddr(a), netip.MustParseAddr(a6)}
 	for name, c := range map[string]struct {
 		rules       []Rule
 		hit, missed probe
@@ -222,7 +238,7 @@ func TestRules(t *testing.T) {
 		"a question":      {rules: []Rule{Question("dns", "hs.lab.test")}, hit: udp(a+":53", question), missed: udp(a+":53", other)},
 		"WireGuard":       {rules: []Rule{WireGuard("wg")}, hit: udp(a+":5000", "\x01\x00\x00\x00and so on"), alsoHit: udp(a+":5000", "TS💬and so on"), missed: udp(a+":5000", "\x01\x00\x00\x01")},
 		"QUIC":            {rules: []Rule{QUIC("quic")}, hit: udp(a+":443", "x"), missed: udp(a+":5000", "x")},
-		"frozen":          {rules: []Rule{Frozen("frozen", onA, 16<<10)}, hit: func() error { return big(a + ":80") }, missed: func() error { return errors.Join(big(b+":80"), w.plain(a+":80")) }},
+		"frozen":          {rules: []Rule{Frozen("frozen", 16<<10, onA)}, hit: func() error { return big(a + ":80") }, missed: func() error { return errors.Join(big(b+":80"), w.plain(a+":80")) }},
 		"no Internet":     {rules: []Rule{Offline("offline")}, hit: tcp(a + ":80"), missed: tcp("10.88.1.1:80")},
 		"a server name":   {rules: []Rule{ServerName("sni", "hs.lab.test")}, hit: tlsTo(a+":443", hello("hs.lab.test"), false), reset: true, missed: tlsTo(a+":443", hello("x.lab.test"), false)},
 		"a name in parts": {rules: []Rule{ServerName("sni", "hs.lab.test")}, hit: tlsTo(b+":443", hello("hs.lab.test"), true), reset: true, missed: tlsTo(a+":443", hello("x.lab.test"), true)},
@@ -232,7 +248,22 @@ func TestRules(t *testing.T) {
 				cfg.MaxVersion = tls.VersionTLS12
 				return w.tls(a+":443", cfg, false)
 			}},
-		"a portal": {rules: Portal("portal", 8080), hit: tlsTo(a+":443", hello("hs.lab.test"), false), reset: true, alsoHit: udp(a+":5000", "x"), missed: func() error { return nil }},
+		"UDP, IPv6":           {rules: []Rule{UDP()}, hit: udp(six(a6, 5000), "x"), missed: tcp(six(a6, 80))},
+		"a host, IPv6":        {rules: []Rule{Host("a", both...)}, hit: tcp(six(a6, 80)), alsoHit: tcp(a + ":80"), missed: tcp(six(b6, 80))},
+		"a host, reset, IPv6": {rules: []Rule{Reset(Host("a", both...))}, hit: tcp(six(a6, 80)), reset: true, alsoHit: udp(six(a6, 5000), "x"), missed: tcp(six(b6, 80))},
+		"networks, IPv6":      {rules: []Rule{Hosts("net", "home", netA)}, hit: tcp(six(a6, 80)), missed: tcp(six(b6, 80))},
+		"an allow-list of both": {rules: []Rule{Only("list", "only b", netip.MustParsePrefix("10.88.4.0/24"), netip.MustParsePrefix("2001:db8:1::/64"), netB)}, hit: tcp(six(a6, 80)),
+			alsoHit: tcp(a + ":80"), missed: func() error { return errors.Join(w.plain(six(b6, 80)), w.plain(b+":80")) }},
+		"a list without IPv6": {rules: []Rule{Only("list", "only b", netip.MustParsePrefix("10.88.4.0/24"))}, hit: tcp(six(b6, 80)), missed: tcp(b + ":80")},
+		"a question, IPv6":    {rules: []Rule{Question("dns", "hs.lab.test")}, hit: udp(six(a6, 53), question), missed: udp(six(a6, 53), other)},
+		"WireGuard, IPv6":     {rules: []Rule{WireGuard("wg")}, hit: udp(six(a6, 5000), "\x01\x00\x00\x00and so on"), alsoHit: udp(six(a6, 5000), "TS💬and so on"), missed: udp(six(a6, 5000), "\x01\x00\x00\x01")},
+		"QUIC, IPv6":          {rules: []Rule{QUIC("quic")}, hit: udp(six(a6, 443), "x"), missed: udp(six(a6, 5000), "x")},
+		"frozen, IPv6":        {rules: []Rule{Frozen("frozen", 16<<10, netA)}, hit: func() error { return big(six(a6, 80)) }, missed: func() error { return errors.Join(big(six(b6, 80)), w.plain(six(a6, 80))) }},
+		"a server name, IPv6": {rules: []Rule{ServerName("sni", "hs.lab.test")}, hit: tlsTo(six(a6, 443), hello("hs.lab.test"), true), reset: true, missed: tlsTo(six(a6, 443), hello("x.lab.test"), true)},
+		"no Internet, IPv6":   {rules: []Rule{Offline("offline")}, hit: tcp(six(a6, 80)), missed: func() error { return nil }},
+		"IPv4":                {rules: []Rule{Family4("ipv4")}, hit: tcp(a + ":80"), missed: tcp(six(a6, 80))},
+		"IPv6":                {rules: []Rule{Family6("ipv6")}, hit: tcp(six(a6, 80)), missed: tcp(a + ":80")},
+		"a portal":            {rules: Portal("portal", 8080), hit: tlsTo(a+":443", hello("hs.lab.test"), false), reset: true, alsoHit: udp(a+":5000", "x"), missed: func() error { return nil }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := *w

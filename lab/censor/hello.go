@@ -117,27 +117,44 @@ type segment struct {
 
 const tlsPort = 443
 
-// parseTCP reads an IPv4 packet to or from port 443.
+// Sizes of headers in bytes; of IPv4 and TCP without options.
+const (
+	size4, size6, sizeTCP = 20, 40, 20
+	protocolTCP           = 6
+)
+
+// parseTCP reads a packet to or from port 443. One of IPv6 with extension headers
+// is none to it.
 func parseTCP(p []byte) (f flow, s segment, up, ok bool) {
-	if len(p) < 20 || p[0]>>4 != 4 || p[9] != 6 {
+	var from, to netip.Addr
+	var t []byte
+	switch {
+	case len(p) >= size4 && p[0]>>4 == 4 && p[9] == protocolTCP:
+		header, total := int(p[0]&15)*4, int(binary.BigEndian.Uint16(p[2:]))
+		if header < size4 || total > len(p) || total < header {
+			return f, s, false, false
+		}
+		from, to, t = netip.AddrFrom4([4]byte(p[source4:])), netip.AddrFrom4([4]byte(p[destination4:])), p[header:total]
+	case len(p) >= size6 && p[0]>>4 == 6 && p[6] == protocolTCP:
+		total := size6 + int(binary.BigEndian.Uint16(p[4:]))
+		if total > len(p) {
+			return f, s, false, false
+		}
+		from, to, t = netip.AddrFrom16([16]byte(p[source6:])), netip.AddrFrom16([16]byte(p[destination6:])), p[size6:total]
+	}
+	if len(t) < sizeTCP {
 		return f, s, false, false
 	}
-	header, total := int(p[0]&15)*4, int(binary.BigEndian.Uint16(p[2:]))
-	if header < 20 || total > len(p) || total < header+20 {
-		return f, s, false, false
-	}
-	t := p[header:total]
 	offset := int(t[12]>>4) * 4
-	if offset < 20 || offset > len(t) {
+	if offset < sizeTCP || offset > len(t) {
 		return f, s, false, false
 	}
-	from := netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[12:16])), binary.BigEndian.Uint16(t))
-	to := netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[16:20])), binary.BigEndian.Uint16(t[2:]))
+	client, server := netip.AddrPortFrom(from, binary.BigEndian.Uint16(t)), netip.AddrPortFrom(to, binary.BigEndian.Uint16(t[2:]))
 	s = segment{seq: binary.BigEndian.Uint32(t[4:]), fin: t[13]&1 != 0, syn: t[13]&2 != 0, rst: t[13]&4 != 0, data: t[offset:]}
-	if to.Port() == tlsPort {
-		return flow{from, to}, s, true, true
+	if server.Port() == tlsPort {
+		return flow{client, server}, s, true, true
 	}
-	return flow{to, from}, s, false, true
+	return flow{server, client}, s, false, true
 }
 
 // verdicts of parseHello.

@@ -21,7 +21,7 @@ const (
 // inspector reads packets that are held back until it has judged them. It is
 // called by one goroutine.
 type inspector interface {
-	// judge gets an IPv4 packet and says after which time it goes on, and whether
+	// judge gets an IP packet and says after which time it goes on, and whether
 	// with the mark.
 	judge(packet []byte) (after time.Duration, marked bool)
 }

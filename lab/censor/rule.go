@@ -3,6 +3,7 @@ package censor
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -71,12 +72,30 @@ func Beyond(r Rule) Rule {
 	return r
 }
 
-// Host drops everything between the laptop and one IPv4 address.
-func Host(name string, a netip.Addr) Rule {
-	return Rule{Name: name, Text: name + " (" + a.String() + ") dropped", alternatives: [][]match{{in(netip.PrefixFrom(a, 32))}}}
+// Host drops everything between the laptop and one machine, by all the addresses
+// that it has.
+func Host(name string, addresses ...netip.Addr) Rule {
+	var texts []string
+	r := Rule{Name: name}
+	for _, a := range addresses {
+		texts = append(texts, a.String())
+		r.alternatives = append(r.alternatives, []match{in(netip.PrefixFrom(a, a.BitLen()))})
+	}
+	r.Text = name + " (" + strings.Join(texts, ", ") + ") dropped"
+	return r
 }
 
-// Hosts drops everything between the laptop and any of the IPv4 prefixes.
+// Family4 drops all IPv4 that goes beyond the router, Family6 all IPv6.
+func Family4(name string) Rule {
+	return Rule{Name: name, Text: "IPv4 dropped", alternatives: [][]match{{family(unix.NFPROTO_IPV4)}}, transit: true}
+}
+
+// Family6: see Family4.
+func Family6(name string) Rule {
+	return Rule{Name: name, Text: "IPv6 dropped", alternatives: [][]match{{family(unix.NFPROTO_IPV6)}}, transit: true}
+}
+
+// Hosts drops everything between the laptop and any of the prefixes.
 func Hosts(name, text string, prefixes ...netip.Prefix) Rule {
 	r := Rule{Name: name, Text: text}
 	for _, p := range prefixes {
@@ -92,14 +111,22 @@ func Reset(r Rule) Rule {
 	return r
 }
 
-// Only drops everything but what is between the laptop and the IPv4 prefixes:
-// an allow-list of destinations.
+// link are the IPv6 addresses that never leave a link: without them nobody finds
+// even the router (RFC 4861).
+var link = []netip.Prefix{netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff02::/16")}
+
+// Only drops everything but what is between the laptop and the prefixes: an
+// allow-list of destinations. A family without a prefix is dropped as a whole.
 func Only(name, text string, prefixes ...netip.Prefix) Rule {
-	var all []match
-	for _, p := range prefixes {
-		all = append(all, notIn(p))
+	four, six := []match{family(unix.NFPROTO_IPV4)}, []match{family(unix.NFPROTO_IPV6)}
+	for _, p := range append(slices.Clone(prefixes), link...) {
+		if p.Addr().Is4() {
+			four = append(four, notIn(p))
+		} else {
+			six = append(six, notIn(p))
+		}
 	}
-	return Rule{Name: name, Text: text, alternatives: [][]match{all}}
+	return Rule{Name: name, Text: text, alternatives: [][]match{four, six}}
 }
 
 // Question drops DNS questions over UDP for one name and what is below it.
@@ -167,18 +194,22 @@ func QUIC(name string) Rule {
 	return Rule{Name: name, Text: "QUIC dropped", alternatives: [][]match{{protocol(unix.IPPROTO_UDP), serverPort(443)}}}
 }
 
-// Frozen drops the packets of a TCP connection with the IPv4 prefix once it has
-// carried so many bytes in both directions. The router's namespace must count
+// Frozen drops the packets of a TCP connection with any of the prefixes once it
+// has carried so many bytes in both directions. The router's namespace must count
 // them: net.netfilter.nf_conntrack_acct=1.
-func Frozen(name string, p netip.Prefix, bytes uint64) Rule {
-	return Rule{Name: name, Text: fmt.Sprintf("connections with %v frozen after %d KB", p, bytes/1024),
-		alternatives: [][]match{{protocol(unix.IPPROTO_TCP), in(p), func(direction) []expr.Any {
-			return []expr.Any{
-				&expr.Ct{Register: 1, Key: expr.CtKeyBYTES},
-				&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 8, Size: 8},
-				&expr.Cmp{Op: expr.CmpOpGt, Register: 1, Data: binary.BigEndian.AppendUint64(nil, bytes)},
-			}
-		}}}}
+func Frozen(name string, bytes uint64, prefixes ...netip.Prefix) Rule {
+	r := Rule{Name: name, Text: fmt.Sprintf("connections with %v frozen after %d KB", prefixes, bytes/1024)}
+	carried := func(direction) []expr.Any {
+		return []expr.Any{
+			&expr.Ct{Register: 1, Key: expr.CtKeyBYTES},
+			&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 8, Size: 8},
+			&expr.Cmp{Op: expr.CmpOpGt, Register: 1, Data: binary.BigEndian.AppendUint64(nil, bytes)},
+		}
+	}
+	for _, p := range prefixes {
+		r.alternatives = append(r.alternatives, []match{protocol(unix.IPPROTO_TCP), in(p), carried})
+	}
+	return r
 }
 
 // Loss drops so many packets of a hundred, at random, in both directions.
@@ -217,13 +248,13 @@ func hello(name, text string, guilty func(clientHello) bool) Rule {
 		inspector:    func() inspector { return newHelloReader(guilty) }}
 }
 
-// Where the addresses are in an IPv4 header (RFC 791 §3.1), and the ports in one
-// of TCP or UDP.
+// Where the addresses are in a header of IPv4 (RFC 791 §3.1) and IPv6 (RFC 8200
+// §3), and the ports in one of TCP or UDP.
 const (
-	sourceAddress      = 12
-	destinationAddress = 16
-	sourcePort         = 0
-	targetPort         = 2
+	source4, destination4 = 12, 16
+	source6, destination6 = 8, 24
+	sourcePort            = 0
+	targetPort            = 2
 )
 
 func protocol(number byte) match {
@@ -235,25 +266,39 @@ func protocol(number byte) match {
 	}
 }
 
-// in: the far address is in the IPv4 prefix.
+// family: it is a packet of IPv4, or of IPv6.
+func family(number byte) match {
+	return func(direction) []expr.Any {
+		return []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}},
+		}
+	}
+}
+
+// in: the far address is in the prefix. notIn: it is of the prefix's family, and
+// not in it.
 func in(p netip.Prefix) match { return far(p, expr.CmpOpEq) }
 
 func notIn(p netip.Prefix) match { return far(p, expr.CmpOpNeq) }
 
 func far(p netip.Prefix, op expr.CmpOp) match {
+	of, source, destination := byte(unix.NFPROTO_IPV4), uint32(source4), uint32(destination4)
+	if p.Addr().Is6() {
+		of, source, destination = unix.NFPROTO_IPV6, source6, destination6
+	}
 	return func(d direction) []expr.Any {
-		offset := uint32(destinationAddress)
+		offset := destination
 		if d == down {
-			offset = sourceAddress
+			offset = source
 		}
-		mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-p.Bits()))
-		return []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}},
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		size := p.Addr().BitLen() / 8
+		mask := net.CIDRMask(p.Bits(), p.Addr().BitLen())
+		return append(family(of)(d),
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(size)},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(size), Mask: mask, Xor: make([]byte, size)},
 			&expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()},
-		}
+		)
 	}
 }
 
@@ -288,14 +333,23 @@ func transport(offset uint32, bytes []byte) match {
 	}
 }
 
-// install queues the rule's table. A table per rule makes clearing it one
-// deletion, whatever else is in force.
-func (r Rule) install(conn *nftables.Conn, leg string, queue uint16) (*nftables.Table, []*nftables.Chain) {
-	family := nftables.TableFamilyINet
+// install queues the rule's tables, and returns their chains. Tables of its own
+// make clearing a rule their deletion, whatever else is in force.
+func (r Rule) install(conn *nftables.Conn, leg string, queue uint16) []*nftables.Chain {
+	families := []nftables.TableFamily{nftables.TableFamilyINet}
 	if r.inspector != nil {
-		family = nftables.TableFamilyIPv4 // NFQUEUE is a target of iptables, which knows no inet
+		// NFQUEUE is a target of iptables, which knows no inet.
+		families = []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
 	}
-	table := conn.AddTable(&nftables.Table{Family: family, Name: "censor_" + r.Name})
+	var chains []*nftables.Chain
+	for _, f := range families {
+		table := conn.AddTable(&nftables.Table{Family: f, Name: "censor_" + r.Name})
+		chains = append(chains, r.fill(conn, table, leg, queue)...)
+	}
+	return chains
+}
+
+func (r Rule) fill(conn *nftables.Conn, table *nftables.Table, leg string, queue uint16) []*nftables.Chain {
 	var chains []*nftables.Chain
 	accept := nftables.ChainPolicyAccept
 	chain := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority) *nftables.Chain {
@@ -348,7 +402,7 @@ func (r Rule) install(conn *nftables.Conn, leg string, queue uint16) (*nftables.
 		add(chain("to_router", nftables.ChainTypeFilter, nftables.ChainHookInput, filter), r.alternatives, r.verdict.ends(), up)
 		add(chain("from_router", nftables.ChainTypeFilter, nftables.ChainHookOutput, filter), r.alternatives, r.verdict.ends(), both[1:r.sides()]...)
 	}
-	return table, chains
+	return chains
 }
 
 // sides is 1 if only what the laptop sends is meant.

@@ -30,6 +30,8 @@ type Condition struct {
 	// NotReached is an address ("10.88.3.10:443") that the laptop must fail to
 	// reach by TCP in spite of the rules being quiet otherwise.
 	NotReached string
+	// Reached is one that it must reach.
+	Reached string
 
 	// Service is whom the cells are about; empty is the site's first service.
 	Service string
@@ -44,16 +46,35 @@ type Condition struct {
 	After bool
 	// Since says that it starts when Begin is done.
 	Since bool
-	// NA names cells that say nothing, with the reason: by "layer/mode" or
-	// "layer".
+	// NA names what says nothing here, with the reason: Fresh, or administrator.
 	NA map[string]string
 }
 
 var (
-	home   = netip.MustParsePrefix("10.88.3.0/24")
-	far    = netip.MustParsePrefix("10.88.4.0/24")
-	router = netip.MustParsePrefix("10.88.1.0/24")
+	home   = network("10.88.3.0")
+	far    = network("10.88.4.0")
+	router = network("10.88.1.0")
 )
+
+// network is one of the world's, in both families.
+func network(address string) []netip.Prefix {
+	a := netip.MustParseAddr(address)
+	return []netip.Prefix{netip.PrefixFrom(a, 24), netip.PrefixFrom(world.Twin(a), 64)}
+}
+
+// both are a machine's addresses.
+func both(a netip.Addr) []netip.Addr { return []netip.Addr{a, world.Twin(a)} }
+
+// exactly are prefixes of machines' addresses and nothing else.
+func exactly(machines ...netip.Addr) []netip.Prefix {
+	var all []netip.Prefix
+	for _, m := range machines {
+		for _, a := range both(m) {
+			all = append(all, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return all
+}
 
 // open is the floor on which everybody stands.
 const open = "open"
@@ -77,10 +98,13 @@ const (
 
 // Conditions are all that there are, in the order of the matrix.
 func Conditions() []Condition {
-	control := censor.Host("control", world.Control)
+	control := censor.Host("control", both(world.Control)...)
 	controlPort := netip.AddrPortFrom(world.Control, 443).String()
+	peerPort := netip.AddrPortFrom(world.PeerAddress, 443).String()
 	edgePort := netip.AddrPortFrom(world.EdgeAddress, 443).String()
-	bothEdges := censor.Hosts("edges", "every edge dropped", netip.PrefixFrom(world.EdgeAddress, 32), netip.PrefixFrom(world.FarEdgeAddress, 32))
+	edges := censor.Hosts("edges", "every edge dropped", exactly(world.EdgeAddress, world.FarEdgeAddress)...)
+	peer := censor.Hosts("peer", "one public peer dropped", exactly(world.PeerAddress)...)
+	control6 := netip.AddrPortFrom(world.Twin(world.Control), 443).String()
 	lossy := func(percent uint32, most time.Duration) []censor.Rule {
 		return []censor.Rule{censor.Loss("loss", percent), censor.Jitter("jitter", 0, most)}
 	}
@@ -99,17 +123,21 @@ func Conditions() []Condition {
 		{ID: "sni", Floor: "ii", Title: "control server reset by its name in TLS", Rules: []censor.Rule{censor.UDP(), censor.ServerName("sni", "hs.lab.test")}, Begin: knock, End: nothing},
 		{ID: "go-tls", Title: "Go's TLS reset by its fingerprint", Rules: []censor.Rule{censor.GoTLS("go-tls")}, Begin: knock, End: nothing},
 		{ID: "quic", Title: "QUIC dropped", Rules: []censor.Rule{censor.QUIC("quic")}, Begin: quic, End: nothing},
-		{ID: "frozen", Title: "connections with home frozen after 16 KB", Rules: []censor.Rule{censor.UDP(), censor.Frozen("frozen", home, frozenAfter)}, Hit: []string{"udp"}},
-		{ID: "home", PeerLost: true, Floor: "ii", Title: "the operator's whole network dropped", Rules: []censor.Rule{censor.Hosts("home", "home dropped", home)}, NotReached: edgePort},
-		{ID: "edges", PeerLost: true, Floor: "ii", Title: "Tailscale and every edge dropped: the public peer is left", Rules: []censor.Rule{censor.UDP(), control, bothEdges}, NotReached: edgePort},
-		{ID: "allow-list", PeerLost: true, Title: "an allow-list with one edge on it", Rules: []censor.Rule{censor.Only("list", "all but the listed dropped", router, far)}, NotReached: controlPort},
+		{ID: "frozen", Title: "connections with home frozen after 16 KB", Rules: []censor.Rule{censor.UDP(), censor.Frozen("frozen", frozenAfter, home...)}, Hit: []string{"udp"}},
+		{ID: "home", PeerLost: true, Floor: "ii", Title: "the operator's whole network dropped", Rules: []censor.Rule{censor.Hosts("home", "home dropped", home...)}, NotReached: edgePort},
+		{ID: "edges", PeerLost: true, Floor: "ii", Title: "Tailscale and every edge dropped: the public peer is left", Rules: []censor.Rule{censor.UDP(), control, edges}, NotReached: edgePort},
+		{ID: "public", PeerLost: true, Title: "Tailscale, every edge and one public peer dropped", Rules: []censor.Rule{censor.UDP(), control, edges, peer}, NotReached: peerPort},
+		{ID: "allow-list", PeerLost: true, Title: "an allow-list with one edge on it", Rules: []censor.Rule{censor.Only("list", "all but the listed dropped", append(router, far...)...)}, NotReached: controlPort},
+		{ID: "ipv4", PeerLost: true, Title: "IPv4 gone, IPv6 left", Rules: []censor.Rule{censor.Family4("ipv4")}, NotReached: controlPort, Reached: control6},
+		{ID: "ipv6", Title: "IPv6 silently dropped", Rules: []censor.Rule{censor.Family6("ipv6")}, NotReached: control6, Reached: controlPort},
 		{ID: "loss-2", Title: "2 % loss, up to 200 ms of jitter", Rules: lossy(2, 200*time.Millisecond)},
 		{ID: "loss-20", Title: "20 % loss, up to 200 ms of jitter", Rules: lossy(20, 200*time.Millisecond)},
 		{ID: "portal", Title: "captive portal, then released", Rules: censor.Portal("portal", portalPort), Hit: []string{"portal-wall"}, After: true, Begin: wait, End: nothing},
 		{ID: "control-down", Title: "control server down", Begin: stopControl, End: startControl},
 		{ID: "control-gone", Title: "control server gone, laptop rebooted; clock not moved",
 			Begin: loseControl, End: regainControl, Since: true, NotReached: controlPort},
-		{ID: "moved", Floor: open, Title: "another network: new address, router and NAT", Begin: goOut, End: goHome, Count: outside},
+		{ID: "moved", Floor: open, Title: "another network: new address, router and NAT", Begin: goOut, End: goHome, Count: outside,
+			NA: map[string]string{administrator: "the administrator's laptop stays where it is"}},
 		{ID: "sleep", Title: "sleep and resume", Begin: sleep, End: wake, After: true,
 			NA: map[string]string{"fresh": "a machine that sleeps does not start its programs"}},
 		{ID: "lan", Title: "no Internet, LAN alive: a service of the same LAN", Service: labsite.AtticService,
@@ -126,8 +154,8 @@ func ask(_ context.Context, t *Town) error {
 	return t.question("hs.lab.test", false)
 }
 
-func askLiar(_ context.Context, t *Town) error {
-	if err := t.startLiar(); err != nil {
+func askLiar(_ context.Context, t *Town) (err error) {
+	if t.liar, err = t.World.Lie(liarPort); err != nil {
 		return err
 	}
 	return t.question("hs.lab.test", true)

@@ -22,7 +22,7 @@ const (
 // MeasureGap blocks UDP and the control server so many times and watches new
 // connections of the product.
 func (t *Town) MeasureGap(ctx context.Context, blocks int, o Options) (*Gap, error) {
-	rules := []censor.Rule{censor.UDP(), censor.Host("control", world.Control)}
+	rules := []censor.Rule{censor.UDP(), censor.Host("control", both(world.Control)...)}
 	var took []float64
 	for n := range blocks {
 		o.Progress("new connections after block %d of %d", n+1, blocks)
@@ -68,7 +68,7 @@ func (t *Town) burst(ctx context.Context) ([]float64, error) {
 			}
 			c := newClient(t.World.Guest, Product, New, service.Name, netip.AddrPortFrom(service.Loopback, 443), t.Authority)
 			began := time.Now()
-			errs[i] = c.get(ctx)
+			errs[i] = c.fetch(ctx)
 			took[i] = time.Since(began).Seconds()
 		})
 	}
