@@ -69,6 +69,8 @@ type Row struct {
 	// PeerLost says that the fallback's peer is among what is blocked.
 	PeerLost bool   `json:"peer_lost,omitempty"`
 	Cells    []Cell `json:"cells"`
+	// Admin is the administrator's way to the server's ssh port, on either layer.
+	Admin *Cell `json:"admin,omitempty"`
 	// Hits are packets that each of the censor's rules acted on, over all rounds.
 	Hits map[string]uint64 `json:"hits,omitempty"`
 	// Return is how long it took until the tailnet carried the product again after
@@ -87,6 +89,8 @@ type Record struct {
 	IdleRounds int     `json:"idle_rounds,omitempty"`
 	Idle       float64 `json:"idle,omitempty"`
 	Rows       []Row   `json:"rows"`
+	// Neighbours are laptops that the censor did not mean.
+	Neighbours *Neighbours `json:"neighbours,omitempty"`
 	// Gap is what new connections of the product meet right after a block.
 	Gap *Gap `json:"gap,omitempty"`
 }
@@ -119,7 +123,13 @@ const limitPeer = 3
 // Broken lists the promises that a record does not hold.
 func (r *Record) Broken() []string {
 	var all []string
+	if n := r.Neighbours; n != nil && n.Ended > 0 {
+		all = append(all, fmt.Sprintf("%d connections of neighbours ended, whom no rule meant", n.Ended))
+	}
 	for _, row := range r.Rows {
+		if a := row.Admin; a != nil && a.Result != Green {
+			all = append(all, fmt.Sprintf("%s: the administrator does not reach the ssh port: %v (%s)", row.Title, a.Rounds, a.Reason))
+		}
 		for _, c := range row.Cells {
 			if c.Result == Flaky {
 				all = append(all, fmt.Sprintf("%s, %s, %s: green in some rounds and red in others: %v", row.Title, c.Layer, c.Mode, c.Rounds))
@@ -163,10 +173,19 @@ func (r *Record) Merge(o *Record) error {
 		for _, c := range row.Cells {
 			to.add(c)
 		}
+		if row.Admin != nil {
+			to.administer(*row.Admin)
+		}
 		to.Return = max(to.Return, row.Return)
 		for name, n := range row.Hits {
 			to.hit(name, n)
 		}
+	}
+	if n := o.Neighbours; n != nil && r.Neighbours != nil {
+		r.Neighbours.Answers += n.Answers
+		r.Neighbours.Ended += n.Ended
+	} else if n != nil {
+		r.Neighbours = n
 	}
 	r.Rounds += o.Rounds
 	r.IdleRounds += o.IdleRounds
@@ -188,23 +207,34 @@ func (row *Row) hit(name string, n uint64) {
 // add merges one round's cell into what earlier rounds measured.
 func (row *Row) add(c Cell) {
 	for i := range row.Cells {
-		have := &row.Cells[i]
-		if have.Layer != c.Layer || have.Mode != c.Mode {
-			continue
+		if have := &row.Cells[i]; have.Layer == c.Layer && have.Mode == c.Mode {
+			have.add(c)
+			return
 		}
-		have.Rounds = append(have.Rounds, c.Rounds...)
-		if len(have.Rounds) > 0 { // not if it says nothing
-			have.Seconds = max(0, slices.Max(have.Rounds))
-		}
-		if have.Result != c.Result {
-			have.Result = Flaky
-		}
-		if c.Reason != "" {
-			have.Reason = c.Reason
-		}
-		return
 	}
 	row.Cells = append(row.Cells, c)
+}
+
+// administer is add for the administrator's cell.
+func (row *Row) administer(c Cell) {
+	if row.Admin == nil {
+		row.Admin = &c
+		return
+	}
+	row.Admin.add(c)
+}
+
+func (have *Cell) add(c Cell) {
+	have.Rounds = append(have.Rounds, c.Rounds...)
+	if len(have.Rounds) > 0 { // not if it says nothing
+		have.Seconds = max(0, slices.Max(have.Rounds))
+	}
+	if have.Result != c.Result {
+		have.Result = Flaky
+	}
+	if c.Reason != "" {
+		have.Reason = c.Reason
+	}
 }
 
 // Read reads a record.

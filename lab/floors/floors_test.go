@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/outfit"
@@ -30,13 +31,16 @@ func TestFloors(t *testing.T) {
 	defer stop()
 	short := []string{"dns-poisoned", "tailscale", "edges"}
 	conditions := slices.DeleteFunc(Conditions(), func(c Condition) bool { return !slices.Contains(short, c.ID) })
-	rows, err := town.Measure(t.Context(), conditions, Options{Rounds: 1, Progress: t.Logf})
+	rows, neighbours, err := town.Measure(t.Context(), conditions, Options{Rounds: 1, Progress: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := Record{Rows: rows}
 	t.Logf("\n%s", Table(&r))
 	for _, row := range rows {
+		if row.Admin == nil || row.Admin.Result != Green {
+			t.Errorf("%s: the administrator: %+v", row.Title, row.Admin)
+		}
 		for _, c := range row.Cells {
 			// Figures are of a machine that tests share; that there is an answer is not.
 			if c.Layer == Product && c.Result != Green {
@@ -46,6 +50,9 @@ func TestFloors(t *testing.T) {
 	}
 	for _, b := range r.Broken() {
 		t.Log("beyond its figure here: ", b)
+	}
+	if neighbours.Ended > 0 {
+		t.Errorf("neighbours lost connections: %+v", neighbours)
 	}
 	// A block that Tailscale lives through is none.
 	for _, row := range rows {
@@ -60,7 +67,8 @@ func TestMerge(t *testing.T) {
 		r := Row{ID: "x", Hits: map[string]uint64{"udp": 2}, Return: seconds}
 		r.add(Cell{Layer: Product, Mode: New, Result: Green, Seconds: seconds, Rounds: []float64{seconds}})
 		r.add(Cell{Layer: Product, Mode: Fresh, Result: NA, Reason: "it says nothing"})
-		return &Record{Commit: "c", Rounds: 1, Rows: []Row{r}}
+		r.administer(cell("", New, time.Duration(seconds*float64(time.Second)), nil))
+		return &Record{Commit: "c", Rounds: 1, Rows: []Row{r}, Neighbours: &Neighbours{Laptops: 2, Connections: 4, Answers: 10}}
 	}
 	r := one(1)
 	if err := r.Merge(one(2)); err != nil {
@@ -68,6 +76,9 @@ func TestMerge(t *testing.T) {
 	}
 	if c := r.Rows[0].Cells[0]; r.Rounds != 2 || c.Seconds != 2 || len(c.Rounds) != 2 || r.Rows[0].Hits["udp"] != 4 || r.Rows[0].Return != 2 {
 		t.Errorf("%+v", r)
+	}
+	if a, n := r.Rows[0].Admin, r.Neighbours; a.Seconds != 2 || len(a.Rounds) != 2 || n.Answers != 20 || n.Connections != 4 {
+		t.Errorf("the others: %+v, %+v", a, n)
 	}
 	other := one(1)
 	other.Commit = "d"
@@ -106,6 +117,14 @@ func TestBroken(t *testing.T) {
 	row.add(green(New, 2.5))
 	if b := (&Record{Rows: []Row{row}}).Broken(); b != nil {
 		t.Errorf("a lost peer has 3 s: %q", b)
+	}
+	if b := (&Record{Neighbours: &Neighbours{Ended: 1}}).Broken(); len(b) != 1 {
+		t.Errorf("a neighbour's connection ended: %q", b)
+	}
+	row.administer(green(New, 1))
+	row.administer(Cell{Result: Red, Rounds: []float64{-1}})
+	if b := (&Record{Rows: []Row{row}}).Broken(); len(b) != 1 || row.Admin.Result != Flaky {
+		t.Errorf("an administrator kept out once: %q", b)
 	}
 	if b := (&Record{Gap: &Gap{P95: 0.6, Max: 1}}).Broken(); len(b) != 1 {
 		t.Errorf("a late gap: %q", b)

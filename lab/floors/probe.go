@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/veilor/veilor-os/lab/namespace"
@@ -26,8 +27,10 @@ const (
 // client fetches a page from one address, over and over.
 type client struct {
 	layer, mode string
-	url         string
-	http        *http.Client
+	// fetch asks once, forget closes what it keeps.
+	fetch   func(context.Context) error
+	forget  func()
+	dialled atomic.Int64 // connections
 
 	mu      sync.Mutex
 	answers []answer
@@ -42,23 +45,28 @@ type answer struct{ asked, came time.Time }
 // keeps its connection as long as it can, a new one makes a connection for each
 // request.
 func newClient(ns *namespace.Namespace, layer, mode, service string, at netip.AddrPort, roots *x509.CertPool) *client {
-	return &client{layer: layer, mode: mode, url: "https://" + service + "/", changed: make(chan struct{}), http: &http.Client{
+	c := &client{layer: layer, mode: mode, changed: make(chan struct{})}
+	h := &http.Client{
 		Timeout: patience,
 		Transport: &http.Transport{
 			TLSClientConfig:   &tls.Config{RootCAs: roots},
 			DisableKeepAlives: mode != Established,
 			MaxConnsPerHost:   map[bool]int{true: 1}[mode == Established],
 			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				c.dialled.Add(1)
 				return ns.DialContext(ctx, network, at.String())
 			},
 		},
-	}}
+	}
+	c.fetch = func(ctx context.Context) error { return get(ctx, h, "https://"+service+"/") }
+	c.forget = h.CloseIdleConnections
+	return c
 }
 
 // ask makes one request.
 func (c *client) ask(ctx context.Context) {
 	asked := time.Now()
-	err := c.get(ctx)
+	err := c.fetch(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
@@ -72,12 +80,12 @@ func (c *client) ask(ctx context.Context) {
 	c.changed = make(chan struct{})
 }
 
-func (c *client) get(ctx context.Context) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url, nil)
+func get(ctx context.Context, h *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := c.http.Do(req)
+	resp, err := h.Do(req)
 	if err != nil {
 		return err
 	}
@@ -98,7 +106,7 @@ func (c *client) run(ctx context.Context) {
 	defer tick.Stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer c.http.CloseIdleConnections()
+	defer c.forget()
 	for {
 		if c.mode == Established {
 			c.ask(ctx)

@@ -35,9 +35,12 @@ const (
 	hitLimit = 30 * time.Second
 )
 
-// Measure makes each condition and fills its row.
-func (t *Town) Measure(ctx context.Context, conditions []Condition, o Options) ([]Row, error) {
-	rows := make([]Row, len(conditions))
+// Measure makes each condition and fills its row, and says how the neighbours
+// fared meanwhile.
+func (t *Town) Measure(ctx context.Context, conditions []Condition, o Options) (rows []Row, n *Neighbours, err error) {
+	rows = make([]Row, len(conditions))
+	stop := t.watchNeighbours(ctx)
+	defer func() { n = stop() }()
 	for round := range o.Rounds {
 		for i, c := range conditions {
 			o.Progress("%s (round %d of %d)", c.Title, round+1, o.Rounds)
@@ -47,11 +50,11 @@ func (t *Town) Measure(ctx context.Context, conditions []Condition, o Options) (
 				once.Idle = 0
 			}
 			if err := t.measure(ctx, c, once, &rows[i]); err != nil {
-				return rows, fmt.Errorf("%s: %w", c.Title, err)
+				return rows, nil, fmt.Errorf("%s: %w", c.Title, err)
 			}
 		}
 	}
-	return rows, nil
+	return rows, nil, nil
 }
 
 // clients are one of each layer in one mode, asking.
@@ -131,6 +134,11 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 			return err
 		}
 	}
+	if c.Reached != "" {
+		if err := t.reached(ctx, c.Reached); err != nil {
+			return err
+		}
+	}
 	if c.After {
 		if err := lift(); err != nil {
 			return err
@@ -139,8 +147,16 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 	if c.After || c.Since {
 		from = time.Now()
 	}
+	var admin sync.WaitGroup
+	if c.Floor != "" && c.NA[administrator] == "" {
+		admin.Go(func() { row.administer(t.administer(ctx, from)) })
+	}
 	t.collect(ctx, c, row, busy, from, answerLimit, o)
 	busy.stop()
+	admin.Wait()
+	if row.Admin != nil {
+		o.Progress("  the administrator: %v s", row.Admin.Rounds)
+	}
 	if c.NA[Fresh] == "" {
 		if err := t.Laptop.Restart(ctx); err != nil {
 			return err
@@ -154,7 +170,7 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 			row.add(Cell{Layer: layer, Mode: Fresh, Result: NA, Reason: c.NA[Fresh]})
 		}
 	}
-	if err := t.Laptop.Exited(); err != nil {
+	if err := t.exited(); err != nil {
 		return err
 	}
 	if err := lift(); err != nil {
@@ -168,6 +184,14 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 	return nil
 }
 
+// cell is of one round.
+func cell(layer, mode string, took time.Duration, err error) Cell {
+	if err != nil {
+		return Cell{Layer: layer, Mode: mode, Result: Red, Reason: err.Error(), Rounds: []float64{-1}}
+	}
+	return Cell{Layer: layer, Mode: mode, Result: Green, Seconds: took.Seconds(), Rounds: []float64{took.Seconds()}}
+}
+
 // collect waits for the first answer of each client, all at once.
 func (t *Town) collect(ctx context.Context, c Condition, row *Row, cs *clients, from time.Time, limit time.Duration, o Options) {
 	ctx, cancel := context.WithDeadline(ctx, from.Add(limit))
@@ -177,10 +201,7 @@ func (t *Town) collect(ctx context.Context, c Condition, row *Row, cs *clients, 
 	for i, p := range cs.all {
 		wg.Go(func() {
 			took, err := p.first(ctx, from)
-			cells[i] = Cell{Layer: p.layer, Mode: p.mode, Result: Green, Seconds: took.Seconds(), Rounds: []float64{took.Seconds()}}
-			if err != nil {
-				cells[i].Result, cells[i].Reason, cells[i].Seconds, cells[i].Rounds = Red, err.Error(), 0, []float64{-1}
-			}
+			cells[i] = cell(p.layer, p.mode, took, err)
 		})
 	}
 	wg.Wait()

@@ -10,9 +10,12 @@ import (
 )
 
 // Start brings a world with two edges up and joins a laptop behind an address
-// translation. The town ends with stop or with ctx.
+// translation, and others beside it. The town ends with stop or with ctx.
 func Start(ctx context.Context, f *outfit.Outfit) (t *Town, stop func(), err error) {
-	f.World.Guest, f.World.Cafe = true, true
+	f.World.Guest, f.World.Cafe, f.World.SSH = true, true, true
+	// What is open at home is the tiers' to say: a guest is not to have the port
+	// that an administrator has.
+	f.World.SiteFile = f.Lab.File
 	w, err := world.Start(ctx, f.World)
 	if err != nil {
 		return nil, nil, err
@@ -22,18 +25,23 @@ func Start(ctx context.Context, f *outfit.Outfit) (t *Town, stop func(), err err
 		w.Close()
 		return nil, nil, err
 	}
-	l, err := laptop.Start(ctx, w, laptop.Config{
+	cfg := laptop.Config{
 		Veilor: f.Programs.Veilor, VeilorYgg: f.Programs.Ygg, Site: f.Lab.Site, SiteFile: f.Lab.File,
 		// What the system of a real laptop trusts: the web's authorities.
 		Roots: f.World.WebCA.CertFile(), Dir: f.At("laptop"), Logs: f.World.Logs,
-	})
-	if err != nil {
+	}
+	t = &Town{World: w, Site: f.Lab.Site, Authority: f.Authority}
+	stop = func() {
+		t.stop()
 		w.Close()
+	}
+	f.World.Progress("the laptop, two neighbours and an administrator")
+	if t.Laptop, err = laptop.Start(ctx, w, cfg); err == nil {
+		err = t.settle(ctx, cfg)
+	}
+	if err != nil {
+		stop()
 		return nil, nil, err
 	}
-	stop = func() {
-		l.Stop()
-		w.Close()
-	}
-	return &Town{World: w, Laptop: l, Site: f.Lab.Site, Authority: f.Authority}, stop, nil
+	return t, stop, nil
 }

@@ -92,9 +92,38 @@ func (r *Record) SVG(w io.Writer) error {
 			r.Gap.Connections, r.Gap.Blocks, r.Gap.Median, r.Gap.P95, r.Gap.Max)
 	}
 	fmt.Fprintf(&b, `<text class="soft" x="0" y="%.1f">%s</text>`, y+18, html.EscapeString(note))
+	if text := r.others(); text != "" {
+		y += 18
+		fmt.Fprintf(&b, `<text class="soft" x="0" y="%.1f">%s</text>`, y+18, html.EscapeString(text))
+	}
 	_, err := fmt.Fprintf(w, `<svg xmlns="http://www.w3.org/2000/svg" class="floors" viewBox="0 0 %.0f %.0f" width="%.0f" role="img"><title>What a laptop still reaches, by condition of the network and layer</title>%s%s</svg>`+"\n",
 		width, y+footHeight-24, width, style, b.String())
 	return err
+}
+
+// others says how it went for who was not measured.
+func (r *Record) others() string {
+	var text string
+	worst, missed := 0.0, 0
+	for _, row := range r.Rows {
+		switch {
+		case row.Admin == nil:
+		case row.Admin.Result == Green:
+			worst = max(worst, row.Admin.Seconds)
+		default:
+			missed++
+		}
+	}
+	switch {
+	case missed > 0:
+		text = fmt.Sprintf("In %d of the promised conditions an administrator did not reach the server's ssh port each time. ", missed)
+	case worst > 0:
+		text = fmt.Sprintf("In every promised condition an administrator reached the server's ssh port, within %.1f s. ", worst)
+	}
+	if n := r.Neighbours; n != nil {
+		text += fmt.Sprintf("Of %d neighbours' %d kept connections, %d ended.", n.Laptops, n.Connections, n.Ended)
+	}
+	return text
 }
 
 func times(n int) string {

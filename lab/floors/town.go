@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"syscall"
@@ -30,57 +29,16 @@ type Town struct {
 	// Authority trusts the services' certificates.
 	Authority *x509.CertPool
 
-	liar net.PacketConn
+	neighbours []*laptop.Laptop
+	admin      *laptop.Laptop
+
+	liar io.Closer
 	kept *keptConn
 	sent uint64 // packets that had left the café before
 }
 
 // knockLimit is how long the lab's own tries take at most.
 const knockLimit = 2 * time.Second
-
-// lie is what the lying resolver answers: an address of the public peer's
-// network where nobody is.
-var lie = [4]byte{10, 88, 5, 66}
-
-// startLiar answers every question with lie.
-func (t *Town) startLiar() error {
-	err := t.World.ISP.Do(func() (err error) {
-		t.liar, err = net.ListenPacket("udp4", fmt.Sprintf("0.0.0.0:%d", liarPort))
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("starting the lying resolver: %w", err)
-	}
-	go func() {
-		buffer := make([]byte, 1500)
-		for {
-			n, from, err := t.liar.ReadFrom(buffer)
-			if err != nil {
-				return
-			}
-			if answer, err := falsely(buffer[:n]); err == nil {
-				t.liar.WriteTo(answer, from)
-			}
-		}
-	}()
-	return nil
-}
-
-func falsely(question []byte) ([]byte, error) {
-	var m dnsmessage.Message
-	if err := m.Unpack(question); err != nil {
-		return nil, err
-	}
-	m.Header.Response, m.Additionals = true, nil
-	for _, q := range m.Questions {
-		if q.Type == dnsmessage.TypeA {
-			m.Answers = append(m.Answers, dnsmessage.Resource{
-				Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 60}, Body: &dnsmessage.AResource{A: lie},
-			})
-		}
-	}
-	return m.Pack()
-}
 
 // question asks the ISP's resolver for a name from the laptop, and wants a lie
 // or no answer at all.
@@ -109,7 +67,7 @@ func (t *Town) question(name string, lied bool) error {
 	if err != nil {
 		return fmt.Errorf("the lying resolver does not answer: %w", err)
 	}
-	if err := m.Unpack(text[:n]); err != nil || len(m.Answers) != 1 || *m.Answers[0].Body.(*dnsmessage.AResource) != (dnsmessage.AResource{A: lie}) {
+	if err := m.Unpack(text[:n]); err != nil || len(m.Answers) != 1 || *m.Answers[0].Body.(*dnsmessage.AResource) != (dnsmessage.AResource{A: world.Nobody.As4()}) {
 		return fmt.Errorf("the resolver does not lie: %v, %v", m.Answers, err)
 	}
 	return nil
@@ -132,14 +90,21 @@ func (t *Town) handshake(ctx context.Context, name string, at netip.Addr) error 
 
 // unreached wants that no TCP connection to address comes about.
 func (t *Town) unreached(ctx context.Context, address string) error {
-	ctx, cancel := context.WithTimeout(ctx, knockLimit)
-	defer cancel()
-	c, err := t.World.Guest.DialContext(ctx, "tcp4", address)
-	if err == nil {
-		c.Close()
+	if t.reached(ctx, address) == nil {
 		return fmt.Errorf("%s answers though it is blocked", address)
 	}
 	return nil
+}
+
+// reached wants one.
+func (t *Town) reached(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, knockLimit)
+	defer cancel()
+	c, err := t.World.Guest.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 func (t *Town) datagrams(to netip.AddrPort, n, size int) error {

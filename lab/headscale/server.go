@@ -46,6 +46,8 @@ type Config struct {
 	Host string
 	// Address is where TLS (443) and STUN (3478) are served.
 	Address netip.Addr
+	// IPv6, if valid, is where somebody serves the same by that family.
+	IPv6 netip.Addr
 	// CertFile and KeyFile (PEM) are Host's; RootFile is whom the server itself trusts.
 	CertFile, KeyFile, RootFile string
 }
@@ -84,6 +86,9 @@ derp:
     private_key_path: {{.Dir}}/derp.key
     automatically_add_embedded_derp_region: true
     ipv4: {{.Address}}
+{{- if .IPv6.IsValid}}
+    ipv6: {{.IPv6}}
+{{- end}}
   urls: []
   paths: []
   auto_update_enabled: false

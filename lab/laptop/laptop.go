@@ -1,10 +1,11 @@
-// Package laptop runs the laptop's own programs as processes in the world's
-// guest namespace: tailscaled, veilor-ygg and veilor-mesh, as the image's units
+// Package laptop runs a laptop's own programs as processes in a namespace of the
+// world: tailscaled, veilor-ygg and veilor-mesh, as the image's units
 // run them but for systemd's fences. It boots in seconds where the VM takes
 // minutes.
 package laptop
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/hex"
@@ -22,9 +23,12 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/veilor/veilor-os/internal/edge"
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/tier"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
 	"github.com/veilor/veilor-os/lab/daemon"
+	"github.com/veilor/veilor-os/lab/namespace"
 	"github.com/veilor/veilor-os/lab/world"
 )
 
@@ -33,6 +37,10 @@ const readyLimit = 20 * time.Second
 
 // Config says what the laptop is made of.
 type Config struct {
+	// In is where it is; Name is its own, and Tier whose key it joins with. They
+	// are the world's guest, "guest" and the guests' if they are not set.
+	In         *namespace.Namespace
+	Name, Tier string
 	// Veilor and VeilorYgg are the product's programs.
 	Veilor, VeilorYgg string
 	// Site and SiteFile are the site that its image carries.
@@ -46,7 +54,7 @@ type Config struct {
 	Logs string
 }
 
-// Laptop is a joined laptop in World.Guest.
+// Laptop is a joined laptop.
 type Laptop struct {
 	// Node is its tailscaled.
 	Node *world.Node
@@ -54,16 +62,19 @@ type Laptop struct {
 	Key site.Key
 
 	cfg       Config
-	world     *world.World
 	ygg, mesh *daemon.Daemon
 }
 
-// Start joins a laptop with a guest's key and waits until its programs answer.
+// Start joins a laptop with a key of its tier and waits until its programs answer.
 func Start(ctx context.Context, w *world.World, cfg Config) (*Laptop, error) {
+	if cfg.In == nil {
+		cfg.In = w.Guest
+	}
+	cfg.Name, cfg.Tier = cmp.Or(cfg.Name, "guest"), cmp.Or(cfg.Tier, tier.Guest)
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("starting the laptop: %w", err)
 	}
-	l := &Laptop{cfg: cfg, world: w}
+	l := &Laptop{cfg: cfg}
 	private, err := yggdrasil.MakeKey(l.at("key.pem"))
 	if err != nil {
 		return nil, fmt.Errorf("starting the laptop: %w", err)
@@ -73,7 +84,7 @@ func Start(ctx context.Context, w *world.World, cfg Config) (*Laptop, error) {
 		if e == nil {
 			continue
 		}
-		if err := e.Admit(ctx, l.Key); err != nil {
+		if err := e.AdmitNode(ctx, edge.Node{Key: l.Key, Name: cfg.Name, Tier: cfg.Tier}); err != nil {
 			return nil, fmt.Errorf("starting the laptop: %w", err)
 		}
 	}
@@ -83,11 +94,15 @@ func Start(ctx context.Context, w *world.World, cfg Config) (*Laptop, error) {
 	if err := l.pin(); err != nil {
 		return nil, fmt.Errorf("starting the laptop: %w", err)
 	}
-	key, err := w.Headscale.API.CreateKey(ctx, "tag:guest")
+	policy, err := tier.New(cfg.Site)
 	if err != nil {
 		return nil, fmt.Errorf("starting the laptop: %w", err)
 	}
-	if l.Node, err = w.Join(ctx, w.Guest, "guest", key); err != nil {
+	key, err := w.Headscale.API.CreateKey(ctx, policy.Tag(cfg.Tier))
+	if err != nil {
+		return nil, fmt.Errorf("starting the laptop: %w", err)
+	}
+	if l.Node, err = w.Join(ctx, cfg.In, cfg.Name, key); err != nil {
 		return nil, fmt.Errorf("starting the laptop: %w", err)
 	}
 	if err := l.run(ctx); err != nil {
@@ -127,8 +142,8 @@ func (l *Laptop) pin() error {
 	if _, err := l.Veilor("mesh", "pin"); err != nil {
 		return err
 	}
-	// The guest's thread has mounts of its own; its processes inherit them.
-	return l.world.Guest.Do(func() error { return unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, "") })
+	// The namespace's thread has mounts of its own; its processes inherit them.
+	return l.cfg.In.Do(func() error { return unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, "") })
 }
 
 // run starts veilor-ygg and veilor-mesh.
@@ -148,7 +163,7 @@ func (l *Laptop) run(ctx context.Context) error {
 			return err
 		}
 		cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+l.cfg.Roots, "STATE_DIRECTORY="+state)
-		d, err := daemon.Start(l.world.Guest, p.name, filepath.Join(l.cfg.Logs, p.name+".log"), cmd)
+		d, err := daemon.Start(l.cfg.In, p.name+" of "+l.cfg.Name, filepath.Join(l.cfg.Logs, p.name+"-"+l.cfg.Name+".log"), cmd)
 		if err != nil {
 			return err
 		}
@@ -186,7 +201,7 @@ func (l *Laptop) Veilor(args ...string) (string, error) {
 	cmd := exec.Command(line[0], line[1:]...)
 	var out, errs lines
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := l.world.Guest.Run(cmd); err != nil {
+	if err := l.cfg.In.Run(cmd); err != nil {
 		return string(out), fmt.Errorf("veilor %s: %w: %s", args[0], err, errs)
 	}
 	return string(out), nil
@@ -222,6 +237,9 @@ func (l *Laptop) signal(s syscall.Signal) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Namespace is where it is.
+func (l *Laptop) Namespace() *namespace.Namespace { return l.cfg.In }
 
 // Exited says that a program has ended by itself, and how.
 func (l *Laptop) Exited() error {

@@ -74,6 +74,19 @@ func (n *Namespace) Flush(link string) error {
 			return fmt.Errorf("taking %v from %s in %s: %w", a.IPNet, link, n.Name, err)
 		}
 	}
+	// Those of IPv6 by a gateway outlive the address.
+	routes, err := n.links.RouteList(l, netlink.FAMILY_V6)
+	if err != nil {
+		return fmt.Errorf("listing the routes of %s in %s: %w", link, n.Name, err)
+	}
+	for _, r := range routes {
+		if r.Gw == nil {
+			continue
+		}
+		if err := n.links.RouteDel(&r); err != nil {
+			return fmt.Errorf("removing the route via %s in %s: %w", r.Gw, n.Name, err)
+		}
+	}
 	return nil
 }
 

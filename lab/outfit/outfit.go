@@ -25,8 +25,8 @@ import (
 type Options struct {
 	// Source is the checkout, Cache the directory of what later runs use again.
 	Source, Cache string
-	// Wide gives the site a second edge, in a network of its own, and a second
-	// host, in the laptop's.
+	// Wide gives the site a second edge and a second public peer, in networks of
+	// their own, a second host, in the laptop's, and everybody IPv6.
 	Wide bool
 	// Log gets the output of builds.
 	Log io.Writer
@@ -98,7 +98,7 @@ func (f *Outfit) make(ctx context.Context, o Options) (err error) {
 			VeilorYgg: f.Programs.Ygg, PublicPeer: f.Programs.PublicPeer,
 			Dnsmasq: func(args ...string) *exec.Cmd { return f.tools.Command(forever, "dnsmasq", args...) },
 		},
-		Site: f.Lab.Site, EdgeKey: f.Lab.EdgeKey, FarEdgeKey: f.Lab.FarEdgeKey, PeerKey: f.Lab.PeerKey, AtticKey: f.Lab.AtticKey,
+		Site: f.Lab.Site, EdgeKey: f.Lab.EdgeKey, FarEdgeKey: f.Lab.FarEdgeKey, PeerKey: f.Lab.PeerKey, SecondPeerKey: f.Lab.SecondPeerKey, AtticKey: f.Lab.AtticKey, IPv6: o.Wide,
 		Service: leaf, WebCA: web,
 		Run: f.At("run"), Logs: f.At("logs"), Names: f.At("netns"), Progress: o.Progress,
 	}

@@ -54,7 +54,9 @@ var (
 	edge     = site.Peer{Name: "edge-1", URL: "wss://edge.lab.test/", Address: netip.MustParseAddrPort("10.88.3.20:443")}
 	farEdge  = site.Peer{Name: "edge-2", URL: "wss://far.lab.test/", Address: netip.MustParseAddrPort("10.88.4.20:443")}
 	public   = site.Peer{Name: "public-1", URL: "wss://peer.lab.test/", Address: netip.MustParseAddrPort("10.88.5.10:443")}
+	public2  = site.Peer{Name: "public-2", URL: "wss://peer2.lab.test/", Address: netip.MustParseAddrPort("[2001:db8:6::a]:443")}
 	control  = netip.MustParseAddr("10.88.3.10")
+	control6 = netip.MustParseAddr("2001:db8:3::a")
 	tailnet  = netip.MustParseAddr("100.64.0.1") // the first that Headscale allots
 	loopback = netip.MustParseAddr("127.83.0.1")
 
@@ -76,9 +78,9 @@ type Lab struct {
 	// EdgeKey and PeerKey are the private keys (PEM) of the home node, which is
 	// the edge and the service's host in one, and of the public peer.
 	EdgeKey, PeerKey string
-	// FarEdgeKey is that of the second edge, AtticKey that of the second host;
-	// empty if there is none.
-	FarEdgeKey, AtticKey string
+	// FarEdgeKey is that of the second edge, SecondPeerKey that of the second public
+	// peer, AtticKey that of the second host; empty if there is none.
+	FarEdgeKey, SecondPeerKey, AtticKey string
 	// ImageKeys are the private keys (cosign's form) of Groups, in that order.
 	ImageKeys []string
 	// Passphrase opens all of ImageKeys; what $COSIGN_PASSWORD must say.
@@ -90,8 +92,9 @@ type Lab struct {
 // Make makes the site in dir, or reads what an earlier call made there.
 func Make(dir string, now time.Time) (*Lab, error) { return build(dir, now, false) }
 
-// MakeWide is Make with a second edge, in a network of its own, and a second host
-// with a service.
+// MakeWide is Make with a second edge and a second public peer, each in a network
+// of its own, with a second host that has a service, and with IPv6: the second
+// public peer and the control server have addresses of that family.
 func MakeWide(dir string, now time.Time) (*Lab, error) { return build(dir, now, true) }
 
 func build(dir string, now time.Time, wide bool) (*Lab, error) {
@@ -102,7 +105,7 @@ func build(dir string, now time.Time, wide bool) (*Lab, error) {
 		AuthorityCert: filepath.Join(keys, "authority.pem"), AuthorityKey: filepath.Join(secret, "authority.key"),
 	}
 	if wide {
-		l.FarEdgeKey, l.AtticKey = filepath.Join(secret, "far.pem"), filepath.Join(secret, "attic.pem")
+		l.FarEdgeKey, l.SecondPeerKey, l.AtticKey = filepath.Join(secret, "far.pem"), filepath.Join(secret, "peer2.pem"), filepath.Join(secret, "attic.pem")
 	}
 	if err := errors.Join(os.MkdirAll(keys, 0o755), os.MkdirAll(secret, 0o700)); err != nil {
 		return nil, fmt.Errorf("making the lab's site: %w", err)
@@ -235,6 +238,14 @@ func (l *Lab) site() error {
 			return err
 		}
 		s.Yggdrasil.Edges = append(s.Yggdrasil.Edges, far)
+	}
+	if l.SecondPeerKey != "" {
+		second := public2
+		if second.Key, err = nodeKey(l.SecondPeerKey); err != nil {
+			return err
+		}
+		s.Yggdrasil.Public = append(s.Yggdrasil.Public, second)
+		s.Control.Addresses = append(s.Control.Addresses, control6)
 	}
 	if l.AtticKey != "" {
 		key, err := nodeKey(l.AtticKey)

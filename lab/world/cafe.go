@@ -9,7 +9,8 @@ import (
 )
 
 // The café: a network with a router of its own, which translates addresses
-// before the ISP gets to see them. The ISP's censor does not act on its leg.
+// before the ISP gets to see them, and which has no IPv6. The ISP's censor does
+// not act on its leg.
 const (
 	cafeBridge  = "br0"
 	cafeUplink  = "eth0"
@@ -38,21 +39,30 @@ func (w *World) openCafe() error {
 	if err := w.Cafe.Address(cafeBridge, cafeGateway+"/24"); err != nil {
 		return err
 	}
+	if err := w.Cafe.Gateway(net.ParseIP(cafeResolver)); err != nil {
+		return err
+	}
 	return translate(w.Cafe, netip.PrefixFrom(CafeAddress, 24), cafeBridge)
 }
 
 // GoOut takes the guest to the café: its cable is pulled and plugged in there,
-// and its old address gives way to a new one, as DHCP would have it.
+// and its old addresses give way to a new one, as DHCP would have it.
 func (w *World) GoOut() error {
-	return w.carry(w.Laptop, w.Cafe, cafeBridge, CafeAddress, cafeGateway, cafeResolver)
+	if err := w.carry(w.Laptop, w.Cafe, cafeBridge, cafeResolver, CafeAddress.String()+"/24"); err != nil {
+		return err
+	}
+	return w.Guest.Gateway(net.ParseIP(cafeGateway))
 }
 
 // GoHome takes it back.
 func (w *World) GoHome() error {
-	return w.carry(w.Cafe, w.Laptop, "br0", LaptopAddress, homeGateway, homeGateway)
+	if err := w.carry(w.Cafe, w.Laptop, "br0", homeGateway, w.both(LaptopAddress.String())...); err != nil {
+		return err
+	}
+	return w.gateways(w.Guest, homeGateway)
 }
 
-func (w *World) carry(from, to *namespace.Namespace, bridge string, address netip.Addr, gateway, resolver string) error {
+func (w *World) carry(from, to *namespace.Namespace, bridge, resolver string, addresses ...string) error {
 	if err := from.Move(socket, to); err != nil {
 		return err
 	}
@@ -62,10 +72,7 @@ func (w *World) carry(from, to *namespace.Namespace, bridge string, address neti
 	if err := to.Plug(bridge, socket); err != nil {
 		return err
 	}
-	if err := w.Guest.Address("eth0", address.String()+"/24"); err != nil {
-		return err
-	}
-	if err := w.Guest.Gateway(net.ParseIP(gateway)); err != nil {
+	if err := w.Guest.Address("eth0", addresses...); err != nil {
 		return err
 	}
 	return w.Guest.Do(func() error { return os.WriteFile("/etc/resolv.conf", []byte("nameserver "+resolver+"\n"), 0o644) })

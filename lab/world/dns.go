@@ -1,6 +1,7 @@
 package world
 
 import (
+	"net/netip"
 	"strings"
 
 	"github.com/veilor/veilor-os/lab/daemon"
@@ -12,10 +13,8 @@ func (w *World) startDNS() error {
 	config := []string{
 		"no-resolv", "no-hosts", "no-poll", "address=/#/", "cache-size=0",
 		"bind-interfaces", "except-interface=lo",
-		"host-record=hs.lab.test," + Control.String(),
-		"host-record=edge.lab.test," + EdgeAddress.String(),
-		"host-record=far.lab.test," + FarEdgeAddress.String(),
-		"host-record=peer.lab.test," + PeerAddress.String(),
+		w.record("hs", Control), w.record("edge", EdgeAddress), w.record("far", FarEdgeAddress),
+		w.record("peer", PeerAddress), w.record("peer2", SecondPeerAddress),
 		// A machine other than the laptop may ask, as a test's would.
 		"dhcp-range=10.88.1.100,10.88.1.120,infinite",
 		"dhcp-host=" + LaptopMAC + ",id:*," + LaptopAddress.String() + ",infinite",
@@ -31,4 +30,13 @@ func (w *World) startDNS() error {
 	}
 	w.keep(d)
 	return nil
+}
+
+// record is a name's line.
+func (w *World) record(name string, a netip.Addr) string {
+	line := "host-record=" + name + ".lab.test," + a.String()
+	if w.cfg.IPv6 {
+		line += "," + Twin(a).String()
+	}
+	return line
 }

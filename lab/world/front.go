@@ -20,7 +20,7 @@ import (
 // length: it is meant to stand for days.
 const headerLimit = 10 * time.Second
 
-// front terminates TLS as name at address:443 in ns and passes everything,
+// front terminates TLS as name at address:443, and at its twin, in ns and passes everything,
 // WebSocket upgrades included, to backend in ns. It is what Traefik does in
 // front of a real edge.
 func (w *World) front(ns *namespace.Namespace, name string, address netip.Addr, backend string) error {
@@ -37,7 +37,11 @@ func (w *World) front(ns *namespace.Namespace, name string, address netip.Addr, 
 			return ns.DialContext(ctx, network, backend)
 		}},
 	}
-	return w.serve(ns, name, cert, proxy, netip.AddrPortFrom(address, 443))
+	at := []netip.AddrPort{netip.AddrPortFrom(address, 443)}
+	if w.cfg.IPv6 {
+		at = append(at, netip.AddrPortFrom(Twin(address), 443))
+	}
+	return w.serve(ns, name, cert, proxy, at...)
 }
 
 // serve serves handler by TLS at each of the addresses, until the world ends.

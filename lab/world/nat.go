@@ -1,6 +1,7 @@
 package world
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 
@@ -16,10 +17,44 @@ import (
 const Forget = "60"
 
 // Masquerade has the ISP translate the laptop's IPv4 addresses to its own, as
-// most do. Flows are then known by the router's connection tracking only, and
-// forgotten with it.
+// most do, and let in nothing by IPv6 that the laptop did not begin. Flows are
+// then known by the router's connection tracking only, and forgotten with it.
 func (w *World) Masquerade() error {
-	return translate(w.ISP, netip.PrefixFrom(LaptopAddress, 24), toLaptop)
+	if err := translate(w.ISP, netip.PrefixFrom(LaptopAddress, 24), toLaptop); err != nil || !w.cfg.IPv6 {
+		return err
+	}
+	return w.firewall()
+}
+
+// firewall drops IPv6 packets to and from the laptop of flows that the router
+// does not know, but for those that the laptop begins.
+func (w *World) firewall() error {
+	conn, err := nftables.New(nftables.WithNetNSFd(w.ISP.FD()))
+	if err != nil {
+		return fmt.Errorf("raising the firewall: %w", err)
+	}
+	accept := nftables.ChainPolicyAccept
+	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv6, Name: "firewall"})
+	chain := conn.AddChain(&nftables.Chain{Name: "through", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRaw, Policy: &accept})
+	leg := make([]byte, unix.IFNAMSIZ)
+	copy(leg, toLaptop)
+	for side, states := range map[expr.MetaKey]uint32{
+		expr.MetaKeyIIFNAME: expr.CtStateBitINVALID, expr.MetaKeyOIFNAME: expr.CtStateBitINVALID | expr.CtStateBitNEW,
+	} {
+		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+			&expr.Meta{Key: side, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: leg},
+			&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, states), Xor: make([]byte, 4)},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+			&expr.Verdict{Kind: expr.VerdictDrop},
+		}})
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("raising the firewall: %w", err)
+	}
+	return nil
 }
 
 // translate has a router translate the addresses of the network on leg, a /24,

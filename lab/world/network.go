@@ -7,7 +7,7 @@ import (
 	"github.com/veilor/veilor-os/lab/namespace"
 )
 
-// The addresses of the world. All names are in lab.test (RFC 6761: .test is
+// The addresses of the world; see Twin for IPv6. All names are in lab.test (RFC 6761: .test is
 // nobody's).
 var (
 	// Control is hs.lab.test: Headscale, its DERP and STUN.
@@ -16,6 +16,8 @@ var (
 	EdgeAddress = netip.MustParseAddr("10.88.3.20")
 	// PeerAddress is peer.lab.test: the public Yggdrasil peer behind TLS.
 	PeerAddress = netip.MustParseAddr("10.88.5.10")
+	// SecondPeerAddress is peer2.lab.test: another, in a network of its own.
+	SecondPeerAddress = netip.MustParseAddr("10.88.6.10")
 	// FarEdgeAddress is far.lab.test: an edge in a network that has nothing else of
 	// the operator's.
 	FarEdgeAddress = netip.MustParseAddr("10.88.4.20")
@@ -33,6 +35,7 @@ const (
 	LaptopMAC = "52:54:00:88:01:0a"
 
 	toLaptop, toHome, toPeer, toFar, toCafe = "to-laptop", "to-home", "to-peer", "to-far", "to-cafe"
+	toSecondPeer                            = "to-peer2"
 	// socket is the laptop's end of the cable to the guest.
 	socket = "guest"
 )
@@ -50,6 +53,7 @@ func (w *World) network() error {
 		{&w.Peer, "peer", "", true},
 		{&w.Laptop, "laptop", "", true},
 		{&w.Far, "far", "10.88.4.1", w.cfg.FarEdgeKey != ""},
+		{&w.SecondPeer, "peer2", "", w.cfg.SecondPeerKey != ""},
 		{&w.Guest, "guest", "10.88.1.1", w.cfg.Guest},
 		{&w.Attic, "attic", "10.88.1.1", w.cfg.AtticKey != ""},
 		{&w.Cafe, "cafe", "", w.cfg.Cafe},
@@ -67,14 +71,23 @@ func (w *World) network() error {
 		}
 		*n.to = ns
 	}
+	if err := w.quickSix(); err != nil {
+		return err
+	}
 	type end = namespace.End
 	cables := [][2]end{
-		{{In: w.ISP, Name: toLaptop, Addresses: []string{"10.88.1.1/24"}}, {In: w.Laptop, Name: "uplink"}},
-		{{In: w.ISP, Name: toHome, Addresses: []string{"10.88.3.1/24"}}, {In: w.Home, Name: "eth0", Addresses: []string{"10.88.3.10/24", "10.88.3.20/24"}}},
-		{{In: w.ISP, Name: toPeer, Addresses: []string{"10.88.5.1/24"}}, {In: w.Peer, Name: "eth0", Addresses: []string{"10.88.5.10/24"}}},
+		{{In: w.ISP, Name: toLaptop, Addresses: w.both(homeGateway)}, {In: w.Laptop, Name: "uplink"}},
+		{{In: w.ISP, Name: toHome, Addresses: w.both("10.88.3.1")}, {In: w.Home, Name: "eth0", Addresses: w.both(Control.String(), EdgeAddress.String())}},
+		{{In: w.ISP, Name: toPeer, Addresses: w.both("10.88.5.1")}, {In: w.Peer, Name: "eth0", Addresses: w.both(PeerAddress.String())}},
 	}
+	routes := map[*namespace.Namespace]string{w.Home: "10.88.3.1", w.Peer: "10.88.5.1"}
 	if w.Far != nil {
-		cables = append(cables, [2]end{{In: w.ISP, Name: toFar, Addresses: []string{"10.88.4.1/24"}}, {In: w.Far, Name: "eth0", Addresses: []string{"10.88.4.20/24"}}})
+		cables = append(cables, [2]end{{In: w.ISP, Name: toFar, Addresses: w.both("10.88.4.1")}, {In: w.Far, Name: "eth0", Addresses: w.both(FarEdgeAddress.String())}})
+		routes[w.Far] = "10.88.4.1"
+	}
+	if w.SecondPeer != nil {
+		cables = append(cables, [2]end{{In: w.ISP, Name: toSecondPeer, Addresses: w.both("10.88.6.1")}, {In: w.SecondPeer, Name: "eth0", Addresses: w.both(SecondPeerAddress.String())}})
+		routes[w.SecondPeer] = "10.88.6.1"
 	}
 	for _, c := range cables {
 		if err := namespace.Cable(c[0], c[1]); err != nil {
@@ -90,39 +103,119 @@ func (w *World) network() error {
 	if err := w.Laptop.Bridge("br0", "uplink", Tap); err != nil {
 		return err
 	}
-	routes := map[*namespace.Namespace]string{w.Home: "10.88.3.1", w.Peer: "10.88.5.1"}
-	if w.Far != nil {
-		routes[w.Far] = "10.88.4.1"
-	}
 	if w.Guest != nil {
 		if err := w.seat(w.Guest, socket, LaptopAddress); err != nil {
 			return err
 		}
-		routes[w.Guest] = "10.88.1.1"
+		routes[w.Guest] = homeGateway
 	}
 	if w.Attic != nil {
 		if err := w.seat(w.Attic, "attic", atticAddress); err != nil {
 			return err
 		}
-		routes[w.Attic] = "10.88.1.1"
-	}
-	if w.Cafe != nil {
-		if err := w.openCafe(); err != nil {
-			return err
-		}
-		routes[w.Cafe] = "10.88.2.1"
+		routes[w.Attic] = homeGateway
 	}
 	for ns, via := range routes {
-		if err := ns.Gateway(net.ParseIP(via)); err != nil {
+		if err := w.gateways(ns, via); err != nil {
+			return err
+		}
+	}
+	if w.Cafe != nil {
+		return w.openCafe()
+	}
+	return nil
+}
+
+// quickSix makes IPv6 ready for use in every namespace, and has the ISP forward.
+func (w *World) quickSix() error {
+	for _, ns := range w.namespaces() {
+		if err := w.prepareSix(ns); err != nil {
+			return err
+		}
+	}
+	if !w.cfg.IPv6 {
+		return nil
+	}
+	return w.ISP.Sysctl("net.ipv6.conf.all.forwarding", "1")
+}
+
+// prepareSix has addresses be there at once: nobody else has them.
+func (w *World) prepareSix(ns *namespace.Namespace) error {
+	if !w.cfg.IPv6 {
+		return nil
+	}
+	for _, of := range []string{"all", "default"} {
+		if err := ns.Sysctl("net.ipv6.conf."+of+".accept_dad", "0"); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// both are IPv4 addresses of the world and their twins, in CIDR form.
+func (w *World) both(addresses ...string) []string {
+	var all []string
+	for _, a := range addresses {
+		all = append(all, a+"/24")
+		if w.cfg.IPv6 {
+			all = append(all, Twin(netip.MustParseAddr(a)).String()+"/64")
+		}
+	}
+	return all
+}
+
+// gateways sends everything of ns to a router, by both families.
+func (w *World) gateways(ns *namespace.Namespace, router string) error {
+	if w.cfg.IPv6 {
+		if err := ns.Gateway(Twin(netip.MustParseAddr(router)).AsSlice()); err != nil {
+			return err
+		}
+	}
+	return ns.Gateway(net.ParseIP(router))
+}
+
+// Twin is the IPv6 address of the machine that has an IPv4 address of the world's:
+// 10.88.3.20 is 2001:db8:3::14 as well (RFC 3849: that prefix is nobody's).
+func Twin(a netip.Addr) netip.Addr {
+	four := a.As4()
+	return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 5: four[2], 15: four[3]})
+}
+
+// Seat makes a namespace for a further machine at address: in the laptop's network
+// or in the café's. It ends with the world.
+func (w *World) Seat(name string, address netip.Addr) (*namespace.Namespace, error) {
+	cafe := netip.PrefixFrom(CafeAddress, 24).Contains(address)
+	resolver := homeGateway
+	if cafe {
+		resolver = cafeResolver
+	}
+	ns, err := namespace.New(name, namespace.Options{Dir: w.cfg.Names, ResolvConf: "nameserver " + resolver + "\n"})
+	if err != nil {
+		return nil, err
+	}
+	w.seats = append(w.seats, ns)
+	if !cafe {
+		if err := w.prepareSix(ns); err != nil {
+			return nil, err
+		}
+		if err := w.seat(ns, name, address); err != nil {
+			return nil, err
+		}
+		return ns, w.gateways(ns, homeGateway)
+	}
+	err = namespace.Cable(namespace.End{In: w.Cafe, Name: name}, namespace.End{In: ns, Name: "eth0", Addresses: []string{address.String() + "/24"}})
+	if err == nil {
+		err = w.Cafe.Plug(cafeBridge, name)
+	}
+	if err == nil {
+		err = ns.Gateway(net.ParseIP(cafeGateway))
+	}
+	return ns, err
+}
+
 // seat plugs a namespace into the laptop's network; name is its cable's there.
 func (w *World) seat(ns *namespace.Namespace, name string, address netip.Addr) error {
-	err := namespace.Cable(namespace.End{In: w.Laptop, Name: name}, namespace.End{In: ns, Name: "eth0", Addresses: []string{address.String() + "/24"}})
+	err := namespace.Cable(namespace.End{In: w.Laptop, Name: name}, namespace.End{In: ns, Name: "eth0", Addresses: w.both(address.String())})
 	if err != nil {
 		return err
 	}

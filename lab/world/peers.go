@@ -37,18 +37,27 @@ func Address(k site.Key) netip.Addr {
 	return yggdrasil.Address(ed25519.PublicKey(k.Bytes()))
 }
 
-// startPeer runs the public peer: upstream's library and nothing of ours.
-func (w *World) startPeer(ctx context.Context) error {
-	cmd := exec.Command(w.cfg.Tools.PublicPeer, "--key", w.cfg.PeerKey, "--listen", "ws://"+wsBackend)
-	d, err := daemon.Start(w.Peer, "publicpeer", w.log("publicpeer"), cmd)
+// startPeers runs the public peers: upstream's library and nothing of ours. The
+// second peers with the first, as all of the public network hangs together.
+func (w *World) startPeers(ctx context.Context) error {
+	if err := w.startPeer(ctx, w.Peer, "peer", w.cfg.PeerKey, PeerAddress); err != nil || w.SecondPeer == nil {
+		return err
+	}
+	return w.startPeer(ctx, w.SecondPeer, "peer2", w.cfg.SecondPeerKey, SecondPeerAddress,
+		"--peer", fmt.Sprintf("wss://%s:443?key=%s", PeerAddress, w.cfg.Site.Yggdrasil.Public[0].Key))
+}
+
+func (w *World) startPeer(ctx context.Context, ns *namespace.Namespace, name, key string, at netip.Addr, args ...string) error {
+	cmd := exec.Command(w.cfg.Tools.PublicPeer, append([]string{"--key", key, "--listen", "ws://" + wsBackend}, args...)...)
+	d, err := daemon.Start(ns, "publicpeer at "+name, w.log("public-"+name), cmd)
 	if err != nil {
 		return err
 	}
 	w.keep(d)
-	if err := awaitNode(ctx, w.Peer, d); err != nil {
+	if err := awaitNode(ctx, ns, d); err != nil {
 		return err
 	}
-	return w.front(w.Peer, "peer.lab.test", PeerAddress, wsBackend)
+	return w.front(ns, name+".lab.test", at, wsBackend)
 }
 
 // awaitNode waits until the node takes peerings.

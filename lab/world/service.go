@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/lab/namespace"
@@ -41,6 +42,33 @@ func (w *World) startService(ns *namespace.Namespace, v site.Service) error {
 		at = append(at, netip.AddrPortFrom(tailnet, port), netip.AddrPortFrom(yggdrasil, port))
 	}
 	return w.serve(ns, v.Name, w.cfg.Service, serviceHandler(v.Name), at...)
+}
+
+// Greeting is what an SSH server says first (RFC 4253 §4.2).
+const Greeting = "SSH-2.0-lab\r\n"
+
+// greet says Greeting at port 22 of the service's host, on both layers.
+func (w *World) greet() error {
+	tailnet, yggdrasil := w.ServiceAddresses()
+	for _, a := range []netip.Addr{tailnet, yggdrasil} {
+		l, err := w.Home.Listen("tcp", netip.AddrPortFrom(a, 22).String())
+		if err != nil {
+			return err
+		}
+		w.onClose(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				c.SetDeadline(time.Now().Add(headerLimit))
+				io.WriteString(c, Greeting)
+				c.Close()
+			}
+		}()
+	}
+	return nil
 }
 
 // serviceHandler answers with where the request came from: as JSON

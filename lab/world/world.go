@@ -10,12 +10,13 @@
 //	                      isp   10.88.1.1  10.88.3.1  10.88.5.1 ...
 //	                       │    DHCP, DNS of *.lab.test; the censor
 //	        ┌──────────────┼──────────────────┬─────────────────┐
-//	      home            far                peer              café
+//	      home            far                peer, peer2       café
 //	 10.88.3.10 hs       10.88.4.20 far     10.88.5.10 peer   10.88.2.10, a router;
-//	 10.88.3.20 edge                                          behind it 10.89.1.0/24
+//	 10.88.3.20 edge                        10.88.6.10 peer2  behind it 10.89.1.0/24
 //
-// Far, attic, café and guest are there if asked for. The laptop can go to the
-// café; the censor sees nothing of what is behind it.
+// Far, peer2, attic, café and guest are there if asked for, and IPv6, where Twin
+// says which address goes with which. The laptop can go to the café; the censor
+// sees nothing of what is behind it.
 // Names are in lab.test: hs.lab.test and so on.
 package world
 
@@ -28,6 +29,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -81,12 +83,20 @@ type Config struct {
 	// Names is for the names of the namespaces: /run/netns.
 	Names string
 
+	// SecondPeerKey, if set, is that of a second public peer, in a network of its
+	// own, which peers with the first.
+	SecondPeerKey string
+	// IPv6 gives everybody but the VM an address of that family, too, and the
+	// ISP's customers a firewall that lets nothing begin from outside.
+	IPv6 bool
 	// AtticKey, if set, is the file with the private key of the site's second host,
 	// which then stands in the laptop's own network and serves what the site says.
 	AtticKey string
 	// Guest makes a further namespace on the laptop's bridge with the laptop's
 	// address, to run the laptop's programs without a VM.
 	Guest bool
+	// SSH has the service's host greet at port 22 as an SSH server does.
+	SSH bool
 	// Cafe makes another network, where the guest can go, see GoOut.
 	Cafe bool
 	// Progress, if set, is told what comes up next.
@@ -96,7 +106,7 @@ type Config struct {
 // World is a running world.
 type World struct {
 	// ISP, Home, Peer and Laptop always exist, the others only if asked for.
-	ISP, Home, Far, Peer, Laptop, Guest, Attic, Cafe *namespace.Namespace
+	ISP, Home, Far, Peer, SecondPeer, Laptop, Guest, Attic, Cafe *namespace.Namespace
 	// Censor acts in ISP.
 	Censor *censor.Censor
 	// Headscale is the control server at home.
@@ -106,6 +116,7 @@ type World struct {
 	Edge, FarEdge, AtticNode *Edge
 
 	cfg     Config
+	seats   []*namespace.Namespace
 	closers []func()
 	stop    func() bool // of the context's AfterFunc
 	once    sync.Once
@@ -155,7 +166,7 @@ func (w *World) start(ctx context.Context) error {
 	var g errgroup.Group
 	g.Go(w.startDNS)
 	g.Go(func() error { return w.startHeadscale(ctx) })
-	g.Go(func() error { return w.startPeer(ctx) })
+	g.Go(func() error { return w.startPeers(ctx) })
 	g.Go(func() error { return w.startEdge(ctx) })
 	if w.Far != nil {
 		g.Go(func() error { return w.startFarEdge(ctx) })
@@ -177,6 +188,11 @@ func (w *World) start(ctx context.Context) error {
 	if err := w.loadPolicy(ctx); err != nil {
 		return err
 	}
+	if w.cfg.SSH {
+		if err := w.greet(); err != nil {
+			return err
+		}
+	}
 	return w.startService(w.Home, service)
 }
 
@@ -193,13 +209,18 @@ func (w *World) startHeadscale(ctx context.Context) error {
 	}
 	srv, err := headscale.Start(ctx, w.Home, headscale.Config{
 		Binary: w.cfg.Tools.Headscale, Dir: dir, Log: w.log("headscale"), Host: host, Address: Control,
-		CertFile: cert, KeyFile: key, RootFile: w.cfg.WebCA.CertFile(),
+		CertFile: cert, KeyFile: key, RootFile: w.cfg.WebCA.CertFile(), IPv6: w.control6(),
 	})
 	if err != nil {
 		return err
 	}
 	w.keep(srv.Daemon)
 	w.Headscale = srv
+	if w.cfg.IPv6 {
+		if err := w.startControl6(); err != nil {
+			return err
+		}
+	}
 	return w.loadPolicy(ctx)
 }
 
@@ -291,13 +312,22 @@ func (w *World) Close() {
 			wg.Go(d.Stop)
 		}
 		wg.Wait()
-		for _, ns := range []*namespace.Namespace{w.Guest, w.Attic, w.Laptop, w.Cafe, w.Peer, w.Far, w.Home, w.ISP} {
-			if ns != nil {
-				ns.Close()
-			}
+		for _, ns := range w.namespaces() {
+			ns.Close()
 		}
 	})
 	<-w.closed
+}
+
+// namespaces are all that there are, the ISP last.
+func (w *World) namespaces() []*namespace.Namespace {
+	all := slices.Clone(w.seats)
+	for _, ns := range []*namespace.Namespace{w.Guest, w.Attic, w.Laptop, w.Cafe, w.SecondPeer, w.Peer, w.Far, w.Home, w.ISP} {
+		if ns != nil {
+			all = append(all, ns)
+		}
+	}
+	return all
 }
 
 // keep has d stopped with the world.

@@ -114,7 +114,7 @@ func run(ctx context.Context, o options) error {
 	if o.idle > 0 {
 		record.Idle, record.IdleRounds = o.idle.Seconds(), o.rounds
 	}
-	record.Rows, err = town.Measure(ctx, conditions, floors.Options{Rounds: o.rounds, Idle: o.idle, Progress: say})
+	record.Rows, record.Neighbours, err = town.Measure(ctx, conditions, floors.Options{Rounds: o.rounds, Idle: o.idle, Progress: say})
 	if err != nil {
 		return err
 	}

@@ -23,20 +23,21 @@ import (
 func main() {
 	key := flag.String("key", "", "private key `file` (PEM, PKCS #8 Ed25519)")
 	listen := flag.String("listen", "ws://127.0.0.1:8081", "where to take peerings")
+	peer := flag.String("peer", "", "another to peer with: `wss://ADDRESS:PORT?key=HEX`")
 	flag.Parse()
 	if *key == "" || flag.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "publicpeer: --key FILE is missing, or there are arguments; write publicpeer --key FILE [--listen ws://ADDRESS:PORT]")
+		fmt.Fprintln(os.Stderr, "publicpeer: --key FILE is missing, or there are arguments; write publicpeer --key FILE [--listen ws://ADDRESS:PORT] [--peer wss://ADDRESS:PORT]")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *key, *listen); err != nil {
+	if err := run(ctx, *key, *listen, *peer); err != nil {
 		fmt.Fprintln(os.Stderr, "publicpeer:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, keyFile, listen string) error {
+func run(ctx context.Context, keyFile, listen, peer string) error {
 	pem, err := os.ReadFile(keyFile)
 	if err != nil {
 		return fmt.Errorf("reading the key: %w", err)
@@ -52,11 +53,15 @@ func run(ctx context.Context, keyFile, listen string) error {
 	for _, level := range []string{"error", "warn", "info"} {
 		logger.EnableLevel(level)
 	}
-	node, err := core.New(cfg.Certificate, logger,
+	options := []core.SetupOption{
 		core.ListenAddress(listen), core.NodeInfoPrivacy(true),
 		// A peering must not run through the overlay that it carries.
 		core.PeerFilter(func(ip net.IP) bool { return ip[0]&0xfe != 0x02 || ip.To4() != nil }),
-	)
+	}
+	if peer != "" {
+		options = append(options, core.Peer{URI: peer})
+	}
+	node, err := core.New(cfg.Certificate, logger, options...)
 	if err != nil {
 		return fmt.Errorf("starting the node: %w", err)
 	}
