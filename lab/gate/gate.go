@@ -4,6 +4,9 @@ package gate
 
 import (
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -36,4 +39,21 @@ func Cache(t testing.TB, untested string) string {
 		t.Skipf("SKIPPED, NOT TESTED: %s. Set %s to the lab's cache (or where it shall be), or run make test", untested, CacheVar)
 	}
 	return dir
+}
+
+// logEnd is how much of a log is shown, in bytes.
+const logEnd = 3000
+
+// ShowLogs shows the ends of the daemons' logs in dir: of those named, or of all.
+func ShowLogs(t testing.TB, dir string, names ...string) {
+	t.Helper()
+	files, _ := filepath.Glob(filepath.Join(dir, "*.log"))
+	for _, f := range files {
+		name := strings.TrimSuffix(filepath.Base(f), ".log")
+		if len(names) > 0 && !slices.Contains(names, name) {
+			continue
+		}
+		data, _ := os.ReadFile(f)
+		t.Logf("%s ends:\n%s", name, data[max(0, len(data)-logEnd):])
+	}
 }

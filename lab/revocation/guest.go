@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -34,20 +33,7 @@ type seat struct {
 }
 
 func (r *run) seat(i int) (*seat, error) {
-	name := fmt.Sprintf("seat%d", i)
-	ns, err := namespace.New(name, namespace.Options{Dir: r.cfg.World.Names, ResolvConf: "nameserver 10.88.1.1\n"})
-	if err != nil {
-		return nil, err
-	}
-	r.closers = append(r.closers, func() { ns.Close() })
-	err = namespace.Cable(namespace.End{In: r.w.Laptop, Name: name},
-		namespace.End{In: ns, Name: "eth0", Addresses: []string{fmt.Sprintf("10.88.1.%d/24", firstHost+i)}})
-	if err == nil {
-		err = r.w.Laptop.Plug("br0", name)
-	}
-	if err == nil {
-		err = ns.Gateway(net.ParseIP("10.88.1.1"))
-	}
+	ns, err := r.w.Seat(fmt.Sprintf("seat%d", i), netip.AddrFrom4([4]byte{10, 88, 1, byte(firstHost + i)}))
 	return &seat{ns}, err
 }
 

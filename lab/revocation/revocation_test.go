@@ -16,6 +16,7 @@ import (
 
 	"github.com/veilor/veilor-os/lab/cache"
 	"github.com/veilor/veilor-os/lab/debian"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/sandbox"
 	labsite "github.com/veilor/veilor-os/lab/site"
@@ -91,7 +92,7 @@ func prepare(t *testing.T) Config {
 	logs := filepath.Join(dir, "logs")
 	t.Cleanup(func() {
 		if t.Failed() {
-			showLogs(t, logs)
+			gate.ShowLogs(t, logs, "headscale", "edge", "ygg-bystander", "tailscaled-bystander")
 		}
 	})
 	return Config{
@@ -109,16 +110,6 @@ func prepare(t *testing.T) Config {
 			Run: filepath.Join(dir, "run"), Logs: logs, Names: filepath.Join(dir, "netns"),
 			Progress: func(what string) { t.Log(what) },
 		},
-	}
-}
-
-func showLogs(t *testing.T, dir string) {
-	for _, name := range []string{"headscale", "edge", "ygg-bystander", "tailscaled-bystander"} {
-		data, _ := os.ReadFile(filepath.Join(dir, name+".log"))
-		if len(data) > 3000 {
-			data = data[len(data)-3000:]
-		}
-		t.Logf("%s ends:\n%s", name, data)
 	}
 }
 

@@ -193,7 +193,9 @@ func (w *World) Seat(name string, address netip.Addr) (*namespace.Namespace, err
 	if err != nil {
 		return nil, err
 	}
+	w.mu.Lock()
 	w.seats = append(w.seats, ns)
+	w.mu.Unlock()
 	if !cafe {
 		if err := w.prepareSix(ns); err != nil {
 			return nil, err

@@ -116,13 +116,13 @@ type World struct {
 	Edge, FarEdge, AtticNode *Edge
 
 	cfg     Config
-	seats   []*namespace.Namespace
 	closers []func()
 	stop    func() bool // of the context's AfterFunc
 	once    sync.Once
 
 	mu      sync.Mutex
 	daemons []*daemon.Daemon
+	seats   []*namespace.Namespace
 	closed  chan struct{}
 }
 
@@ -321,7 +321,9 @@ func (w *World) Close() {
 
 // namespaces are all that there are, the ISP last.
 func (w *World) namespaces() []*namespace.Namespace {
+	w.mu.Lock()
 	all := slices.Clone(w.seats)
+	w.mu.Unlock()
 	for _, ns := range []*namespace.Namespace{w.Guest, w.Attic, w.Laptop, w.Cafe, w.SecondPeer, w.Peer, w.Far, w.Home, w.ISP} {
 		if ns != nil {
 			all = append(all, ns)

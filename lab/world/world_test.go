@@ -33,6 +33,12 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
+func TestTwin(t *testing.T) {
+	if got, want := world.Twin(world.EdgeAddress).String(), "2001:db8:3::14"; got != want {
+		t.Errorf("the edge is also %s, want %s", got, want)
+	}
+}
+
 type fixture struct {
 	cfg  world.Config
 	pool *x509.CertPool // the site's authority
@@ -49,22 +55,11 @@ func prepare(t *testing.T) *fixture {
 	t.Cleanup(f.Close)
 	t.Cleanup(func() {
 		if t.Failed() {
-			showLogs(t, f.World.Logs)
+			gate.ShowLogs(t, f.World.Logs)
 		}
 	})
 	f.World.Guest = true
 	return &fixture{cfg: f.World, pool: f.Authority, lab: f.Lab}
-}
-
-func showLogs(t *testing.T, dir string) {
-	files, _ := filepath.Glob(filepath.Join(dir, "*.log"))
-	for _, f := range files {
-		data, _ := os.ReadFile(f)
-		if len(data) > 3000 {
-			data = data[len(data)-3000:]
-		}
-		t.Logf("%s ends:\n%s", filepath.Base(f), data)
-	}
 }
 
 // get fetches https://x.veilor/ on a new connection to address from ns.
