@@ -18,15 +18,10 @@ type Benchmark struct {
 	Metrics map[string]float64 `json:"metrics"`
 }
 
-// figures are the metrics for people. The time of a whole round says nothing
-// where a benchmark has metrics of its own.
+// figures are the metrics for people.
 func (b *Benchmark) figures() string {
-	units := slices.Sorted(maps.Keys(b.Metrics))
-	if len(units) > 1 {
-		units = slices.DeleteFunc(units, func(u string) bool { return u == "ns/op" })
-	}
 	var all []string
-	for _, u := range units {
+	for _, u := range slices.Sorted(maps.Keys(b.Metrics)) {
 		all = append(all, strconv.FormatFloat(b.Metrics[u], 'f', -1, 64)+" "+u)
 	}
 	return strings.Join(all, ", ")

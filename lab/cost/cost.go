@@ -235,8 +235,10 @@ func (r *Record) Markdown() string {
 	for name, v := range r.Versions {
 		versions = append(versions, name+" "+v)
 	}
-	slices.Sort(versions)
-	line("%s. `make bench` measures it anew.\n", strings.Join(versions, ", "))
+	if slices.Sort(versions); len(versions) > 0 {
+		line("%s.", strings.Join(versions, ", "))
+	}
+	line("`make bench` measures it anew.\n")
 	line("| what | measured | promised | |\n| --- | ---: | ---: | --- |")
 	for _, p := range r.Promises {
 		line("| %s | %v %s | %v | %s |", p.Text, p.Got, p.Unit, p.Limit, map[bool]string{true: "holds", false: "does not hold"}[p.Holds])

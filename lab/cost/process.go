@@ -183,8 +183,8 @@ func interfaces(text []byte) map[string]Wire {
 	return found
 }
 
-// machine is this one.
-func machine() Machine {
+// ThisMachine is what is measured on.
+func ThisMachine() Machine {
 	m := Machine{Processor: "unknown", Kernel: "unknown"}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {

@@ -81,7 +81,6 @@ func (r *Record) Measure(ctx context.Context, f *outfit.Outfit, o Options) error
 	defer l.Stop()
 	s := f.Lab.Site.Services[0]
 	t := &town{world: w, laptop: l, service: s.Name, loopback: s.Loopback, authority: f.Authority, say: o.Progress}
-	r.Machine = machine()
 	if r.Versions, err = versions(f.Programs); err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ benchmarks. It needs root, and a quiet machine. It fails if a promise does not h
 
 func run(ctx context.Context, o options) error {
 	say := func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-	r := cost.Record{Date: time.Now().UTC().Truncate(time.Second), Commit: program.Commit(o.source)}
+	r := cost.Record{Date: time.Now().UTC().Truncate(time.Second), Commit: program.Commit(o.source), Machine: cost.ThisMachine()}
 	if o.world {
 		if err := inWorld(ctx, o, &r, say); err != nil {
 			return err
