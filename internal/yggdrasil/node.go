@@ -90,9 +90,12 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 		admits: people.admits, lookUp: node.SendLookup, now: time.Now,
 	}
 	traffic := newPackets(node, time.Now)
-	if len(cfg.Listen) > 0 {
+	if cfg.Server() {
 		traffic.heard = gate.heard
-		node.PacketConn.PacketConn.Debug.SetDebugLookupLogger(func(l network.DebugLookupInfo) { gate.heard(l.Key) })
+		node.PacketConn.PacketConn.Debug.SetDebugLookupLogger(func(l network.DebugLookupInfo) {
+			gate.heard(l.Key)
+			traffic.sought(l.Key, l.Target, people.admits)
+		})
 	}
 	iface, err := tun.New(traffic, lib, tun.InterfaceName(cfg.IfName), tun.InterfaceMTU(cfg.IfMTU))
 	if err != nil {

@@ -50,7 +50,8 @@ type packets struct {
 	mu      sync.Mutex
 	known   map[netip.Addr]*route
 	waiting map[netip.Addr]parcel
-	held    bool // a peering has just begun, see joined
+	seeking map[[ed25519.PublicKeySize]byte]chan struct{} // see sought
+	held    bool                                          // a peering has just begun, see joined
 	swept   time.Time
 }
 
@@ -68,9 +69,12 @@ type parcel struct {
 
 func newPackets(c *core.Core, now func() time.Time) *packets {
 	p := &packets{core: c, self: Address(c.PublicKey()), now: now, after: time.After,
-		known: map[netip.Addr]*route{}, waiting: map[netip.Addr]parcel{}, swept: now()}
+		known: map[netip.Addr]*route{}, waiting: map[netip.Addr]parcel{}, seeking: map[[ed25519.PublicKeySize]byte]chan struct{}{}, swept: now()}
 	p.mtu.Store(minMTU)
-	c.SetPathNotify(func(key ed25519.PublicKey) { p.learn(key) })
+	c.SetPathNotify(func(key ed25519.PublicKey) {
+		p.found([ed25519.PublicKeySize]byte(key))
+		p.learn(key)
+	})
 	return p
 }
 

@@ -118,3 +118,50 @@ func (p *packets) lookUp(dst netip.Addr) {
 	a := address.Address(dst.As16())
 	p.core.SendLookup(a.GetKey())
 }
+
+// Who asks for the way to us is about to open a session, and the library answers
+// that once only: if it does not know the way back just then, because the news of
+// where the other is now has not come as far (a second for each node on the way),
+// the answer waits for a way that nobody asks for any more, and the same request
+// again is dropped as known, for a minute (ironwood, encrypted/session.go handleInit;
+// measured). So a server asks for the way back until it has it.
+var seekPauses = []time.Duration{1100 * time.Millisecond, 1100 * time.Millisecond, 2 * time.Second, 4 * time.Second, 8 * time.Second}
+
+// sought is told who asks for the way to whom. admits says whose questions count:
+// those of strangers would cost as many of ours. It returns at once.
+func (p *packets) sought(from, target ed25519.PublicKey, admits func(ed25519.PublicKey) bool) {
+	if len(target) != ed25519.PublicKeySize || *address.SubnetForKey(target) != p.Subnet() || !admits(from) {
+		return
+	}
+	key := [ed25519.PublicKeySize]byte(from)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.seeking[key]; ok || len(p.seeking) >= maxWaiting {
+		return
+	}
+	found := make(chan struct{})
+	p.seeking[key] = found
+	go p.seek(key, found)
+}
+
+func (p *packets) seek(key [ed25519.PublicKeySize]byte, found chan struct{}) {
+	defer p.found(key)
+	for _, d := range seekPauses {
+		p.core.SendLookup(key[:])
+		select {
+		case <-found:
+			return
+		case <-p.after(d):
+		}
+	}
+}
+
+// found ends the search for a node.
+func (p *packets) found(key [ed25519.PublicKeySize]byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if found, ok := p.seeking[key]; ok {
+		delete(p.seeking, key)
+		close(found)
+	}
+}
