@@ -1,9 +1,11 @@
 package check
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/veilor/veilor-os/internal/recipe"
+	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/trust"
 )
 
@@ -33,6 +35,15 @@ func edits(name, old, new string) func(*world) {
 func puts(name, text string) func(*world) { return func(w *world) { w.put(name, text) } }
 
 func removes(names ...string) func(*world) { return func(w *world) { w.remove(names...) } }
+
+// withDownloads adds the service dl on a port, and to what guests open.
+func withDownloads(port uint16, reach ...string) func(*world) {
+	return func(w *world) {
+		w.site.Services = append(slices.DeleteFunc(w.site.Services, func(v site.Service) bool { return v.Name == "dl.veilor" }),
+			site.Service{Name: "dl.veilor", Host: "nullstone", Ports: []uint16{port}})
+		w.site.Tiers[2].Reach = append([]string{"x.veilor:443"}, reach...)
+	}
+}
 
 // inImage puts a built image beside the checkout.
 func inImage(setuid []string, files ...string) func(*world) {
@@ -90,6 +101,12 @@ var breaks = []breakage{
 		}
 		w.site.Authority.Data = pair.Certificate
 	}, "not bound"},
+
+	{"downloads", "no service", func(w *world) {
+		w.site.Services = slices.DeleteFunc(w.site.Services, func(v site.Service) bool { return v.Name == "dl.veilor" })
+	}, "dl.veilor is no service of the site"},
+	{"downloads-reach", "guests may not", withDownloads(443), "tier guest opens services and not dl.veilor:443"},
+	{"downloads-reach", "another port", withDownloads(8443, "dl.veilor:443"), "dl.veilor does not serve port 443"},
 
 	{"sudo", "install", edits(recipePath, "dnf -y reinstall sudo", "dnf -y install sudo"), "does not run `dnf -y reinstall sudo`"},
 	{"sudo", "the hint", edits(undo, "/etc/profile.d/sudo-missing-message.sh", "/etc/profile.d/other.sh"), "does not remove /etc/profile.d/sudo-missing-message.sh"},

@@ -48,7 +48,7 @@ type Result struct {
 // Rules are all rules, in the order in which they are shown.
 func Rules() []Rule {
 	var all []Rule
-	for _, group := range [][]Rule{recipeRules, lockRules, siteRules, accessRules, browserRules, meshRules, trustRules, unitRules, sessionRules, deviceRules, textRules} {
+	for _, group := range [][]Rule{recipeRules, lockRules, siteRules, downloadRules, accessRules, browserRules, meshRules, trustRules, unitRules, sessionRules, deviceRules, textRules} {
 		all = append(all, group...)
 	}
 	return all
