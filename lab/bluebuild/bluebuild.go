@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -84,7 +85,8 @@ type Spec struct {
 var baseLine = regexp.MustCompile(`(?m)^base-image: .*$`)
 
 // Generate returns the Containerfile that the CLI makes of the recipe, whose base
-// is the embedded one. It runs only inside the sandbox.
+// is the embedded one, pinned by digest as in a release; the base's tag names
+// another image meanwhile. It runs only inside the sandbox.
 func Generate(ctx context.Context, s Spec) (text []byte, err error) {
 	data, err := os.ReadFile(s.Recipe)
 	if err != nil {
@@ -103,11 +105,18 @@ func Generate(ctx context.Context, s Spec) (text []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	base, stop, err := serve(ctx, ns, ca, fmt.Sprint(r.ImageVersion))
+	base, digest, stop, err := serve(ctx, ns, ca, fmt.Sprint(r.ImageVersion))
 	if err != nil {
 		return nil, err
 	}
 	defer stop()
+	release, err := strconv.Atoi(string(r.ImageVersion))
+	if err != nil {
+		return nil, fmt.Errorf("reading the recipe's release: %w", err)
+	}
+	if data, err = recipe.Pin(s.Recipe, data, &recipe.Lock{Image: r.BaseImage, Release: release, Digest: digest}); err != nil {
+		return nil, err
+	}
 
 	root, err := sandbox.Overlay(s.Root, filepath.Join(s.Scratch, "layer"))
 	if err != nil {
@@ -143,19 +152,22 @@ func Generate(ctx context.Context, s Spec) (text []byte, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the Containerfile: %w", err)
 	}
+	if !bytes.Contains(text, []byte(digest)) {
+		return nil, fmt.Errorf("reading the Containerfile: it does not build on %s, to which the recipe is pinned", digest)
+	}
 	return text, nil
 }
 
 // serve has a registry with an empty base for both architectures, and returns the
-// base's reference without a tag.
-func serve(ctx context.Context, ns *namespace.Namespace, ca *webca.CA, release string) (ref string, stop func(), err error) {
+// base's reference without a tag, and its digest. The tag names a newer one.
+func serve(ctx context.Context, ns *namespace.Namespace, ca *webca.CA, release string) (ref, digest string, stop func(), err error) {
 	pair, err := ca.Certificate(host)
 	if err != nil {
-		return "", nil, err
+		return "", "", nil, err
 	}
 	l, err := ns.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return "", nil, err
+		return "", "", nil, err
 	}
 	quiet := log.New(io.Discard, "", 0)
 	server := &http.Server{Handler: registry.New(registry.Logger(quiet)), ErrorLog: quiet, ReadHeaderTimeout: time.Minute}
@@ -165,32 +177,39 @@ func serve(ctx context.Context, ns *namespace.Namespace, ca *webca.CA, release s
 	_, port, err := net.SplitHostPort(l.Addr().String())
 	if err != nil {
 		stop()
-		return "", nil, err
+		return "", "", nil, err
 	}
 	ref = net.JoinHostPort(host, port) + "/secureblue/kinoite-main-hardened"
-	if err := push(ctx, ns, ca, ref+":"+release, release); err != nil {
-		stop()
-		return "", nil, fmt.Errorf("serving a base: %w", err)
+	for _, day := range []string{"20261101", "20261102"} {
+		of, err := push(ctx, ns, ca, ref+":"+release, release+"."+day+".0")
+		if err != nil {
+			stop()
+			return "", "", nil, fmt.Errorf("serving a base: %w", err)
+		}
+		if digest == "" {
+			digest = of
+		}
 	}
-	return ref, stop, nil
+	return ref, digest, stop, nil
 }
 
-func push(ctx context.Context, ns *namespace.Namespace, ca *webca.CA, to, release string) error {
+// push puts a base of the given version under a tag and returns its digest.
+func push(ctx context.Context, ns *namespace.Namespace, ca *webca.CA, to, version string) (digest string, err error) {
 	var both []mutate.IndexAddendum
 	for _, arch := range []string{"amd64", "arm64"} {
 		img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{
 			OS: "linux", Architecture: arch, RootFS: v1.RootFS{Type: "layers"},
 			// BlueBuild learns from it which Fedora the base is.
-			Config: v1.Config{Labels: map[string]string{"org.opencontainers.image.version": release + ".20261101.0"}},
+			Config: v1.Config{Labels: map[string]string{"org.opencontainers.image.version": version}},
 		})
 		if err != nil {
-			return err
+			return "", err
 		}
 		both = append(both, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}}})
 	}
 	tag, err := name.NewTag(to)
 	if err != nil {
-		return err
+		return "", err
 	}
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: ca.Pool(), ServerName: host},
@@ -204,5 +223,10 @@ func push(ctx context.Context, ns *namespace.Namespace, ca *webca.CA, to, releas
 		},
 	}
 	defer transport.CloseIdleConnections()
-	return remote.WriteIndex(tag, mutate.AppendManifests(empty.Index, both...), remote.WithContext(ctx), remote.WithTransport(transport))
+	index := mutate.AppendManifests(empty.Index, both...)
+	hash, err := index.Digest()
+	if err != nil {
+		return "", err
+	}
+	return hash.String(), remote.WriteIndex(tag, index, remote.WithContext(ctx), remote.WithTransport(transport))
 }

@@ -29,9 +29,9 @@ func TestStage(t *testing.T) {
 	const script = `#!/bin/sh
 set -e
 base=$(sed -n 's/^base-image: //p' recipes/recipe.yml)
-version=$(sed -n 's/^image-version: //p' recipes/recipe.yml)
-skopeo inspect --raw docker://$base:$version
-{ echo "FROM $base"; skopeo inspect --config docker://$base:$version; } > Containerfile
+digest=$(sed -n 's/^image-version: "44@\(.*\)"$/\1/p' recipes/recipe.yml)
+skopeo inspect --raw docker://$base@$digest
+{ echo "FROM $base"; echo "# $digest"; skopeo inspect --config docker://$base@$digest; } > Containerfile
 `
 	if err := os.WriteFile(cli, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
@@ -46,6 +46,14 @@ skopeo inspect --raw docker://$base:$version
 		if !strings.Contains(string(text), want) {
 			t.Errorf("%q is missing in:\n%s", want, text)
 		}
+	}
+	// A CLI that goes by the tag is not taken for one that goes by the digest.
+	if err := os.WriteFile(cli, []byte("#!/bin/sh\necho FROM other > Containerfile\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Generate(t.Context(), Spec{CLI: cli, Root: root, Recipe: filepath.Join("..", "..", "bluebuild", "recipes", "recipe.yml"), Scratch: t.TempDir(), Log: io.Discard})
+	if err == nil || !strings.Contains(err.Error(), "it does not build on sha256:") {
+		t.Errorf("the base of the tag was taken: %v", err)
 	}
 	if err := os.WriteFile(cli, []byte("#!/bin/sh\necho no driver found >&2\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
