@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+	"github.com/vishvananda/netns"
+)
+
+// TestPolicyApply puts the table in force in a network of its own: it is what
+// render shows, as nft reads that, and applying it again changes nothing.
+func TestPolicyApply(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("NOT TESTED without root: policy apply; run `sudo go test ./cmd/veilor-forge`")
+	}
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("NOT TESTED without nft: policy apply; install nftables")
+	}
+	files, err := txtar.ParseFile(filepath.Join("testdata", "policy.txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, f := range files.Files {
+		path := filepath.Join(dir, f.Name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, f.Data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := []string{"--site", filepath.Join(dir, "site.yaml"), "--machines", filepath.Join(dir, "machines.json"), "--host", "nullstone"}
+	forge := func(args ...string) string {
+		t.Helper()
+		root := newRoot()
+		var out, errs bytes.Buffer
+		root.SetArgs(append(args, at...))
+		root.SetOut(&out)
+		root.SetErr(&errs)
+		if err := root.ExecuteContext(t.Context()); err != nil {
+			t.Fatalf("%s: %v\n%s", args, err, errs.String())
+		}
+		return out.String()
+	}
+	// network is a new one, and what nft says is in it after f.
+	network := func(f func()) string {
+		t.Helper()
+		runtime.LockOSThread() // for good: the thread ends with the test
+		ns, err := netns.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		f()
+		out, err := exec.Command("nft", "--numeric", "list", "ruleset").CombinedOutput()
+		if err != nil {
+			t.Fatalf("nft: %v\n%s", err, out)
+		}
+		return string(out)
+	}
+	shown := forge("policy", "render", "--as", "packetfilter", "--layer", "tailnet")
+	want := network(func() {
+		c := exec.Command("nft", "-f", "-")
+		c.Stdin = strings.NewReader(shown)
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v\n%s\n%s", err, out, shown)
+		}
+	})
+	if !strings.Contains(want, "100.64.0.9") {
+		t.Fatalf("render shows no guest:\n%s", want)
+	}
+	apply := func() {
+		if said := forge("policy", "apply", "--queue", filepath.Join(dir, "queue")); !strings.Contains(said, "is in force: 3 machines, 1 of them revoked") {
+			t.Errorf("it says %q", said)
+		}
+	}
+	for name, f := range map[string]func(){"once": apply, "twice": func() { apply(); apply() }} {
+		if diff := cmp.Diff(want, network(f)); diff != "" {
+			t.Errorf("%s: -rendered +applied\n%s", name, diff)
+		}
+	}
+}
