@@ -31,19 +31,11 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 	if err != nil {
 		return err
 	}
-	addrs := map[string]netip.Addr{}
-	for _, v := range s.Services {
-		addrs[v.Name] = v.Loopback
-	}
-	zone, err := names.NewZone(s.Zone, resolver.Addr(), addrs)
+	services, zone, err := carried(s, resolver.Addr())
 	if err != nil {
 		return err
 	}
 	dns, err := names.Listen(ctx, resolver, zone)
-	if err != nil {
-		return err
-	}
-	services, err := forward.FromSite(s)
 	if err != nil {
 		return err
 	}
@@ -66,13 +58,14 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 	if wish != nil {
 		fwd.Quiet(true)
 	}
+	follows := &follower{app: a, log: log, resolver: resolver.Addr(), fwd: fwd, dns: dns, changed: changed, ctx: ctx}
 	g.Go(func() error { return dns.Serve(ctx) })
 	g.Go(func() error { return fwd.Serve(ctx) })
 	g.Go(func() error {
-		return meshsock.Server{Handler: questions(fwd, ring, watching), Allow: mayAsk}.Serve(ctx, socket)
+		return meshsock.Server{Handler: questions(fwd, ring, watching, follows.answer), Allow: mayAsk}.Serve(ctx, socket)
 	})
 	g.Go(func() error { ring.Keep(ctx); return nil })
-	g.Go(func() error { a.refresh(ctx, log, s); return nil })
+	g.Go(func() error { a.refresh(ctx, log, s, follows.follow); return nil })
 	g.Go(func() error { settle(ctx, log); return nil })
 	g.Go(func() error {
 		// Without it a lost layer is found by the next connection.
@@ -118,7 +111,7 @@ func settle(ctx context.Context, log *slog.Logger) {
 func mayAsk(uid uint32) bool { return loopfilter.LoggedIn(uid) || int(uid) == os.Getuid() }
 
 // questions is what the socket answers.
-func questions(fwd *forward.Forwarder, ring *timeline.Ring, watching http.HandlerFunc) http.Handler {
+func questions(fwd *forward.Forwarder, ring *timeline.Ring, watching, newDirectory http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		meshsock.Answer(w, map[string]any{"services": status.Services(fwd.Status(r.Context()))})
@@ -144,6 +137,7 @@ func questions(fwd *forward.Forwarder, ring *timeline.Ring, watching http.Handle
 		meshsock.Answer(w, status.Log{Events: ring.Events()})
 	})
 	mux.HandleFunc("GET /watch", watching)
+	mux.HandleFunc("POST /directory", meshsock.RootOnly(newDirectory))
 	mux.HandleFunc("POST /quiet", meshsock.RootOnly(func(w http.ResponseWriter, r *http.Request) {
 		var wish quietWish
 		if err := json.NewDecoder(r.Body).Decode(&wish); err != nil {

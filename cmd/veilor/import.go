@@ -77,6 +77,13 @@ changes.`,
 			if err != nil && !current {
 				return refused(err, time.Now())
 			}
+			if !current {
+				// The daemon serves what is new in it at once. Reserve edges are
+				// veilor-ygg's, which looks by itself.
+				if err := a.tellMesh(cmd.Context(), "/directory", nil); err != nil {
+					fmt.Fprintf(cmd.ErrOrStderr(), "veilor: the directory is in force, but veilor-mesh does not follow it yet: %v\n  It does with: run0 systemctl restart veilor-mesh\n", err)
+				}
+			}
 			r := imported{Changed: !current, Version: d.Version, Moves: d.Moves, Expires: d.Expires}
 			if reserve != nil {
 				for _, e := range reserve.Edges {

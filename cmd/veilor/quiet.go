@@ -149,7 +149,7 @@ func (a *app) quietOn(ctx context.Context, length time.Duration) error {
 	if err := quiet.Write(a.quietFile, wish); err != nil {
 		return err
 	}
-	err := errors.Join(a.tellQuiet(ctx, true), unit.Pause(ctx, quietUnits...))
+	err := errors.Join(a.tellMesh(ctx, "/quiet", quietWish{true}), unit.Pause(ctx, quietUnits...))
 	unit.Pause(ctx, quietTimer+".timer") // of an earlier wish, if there was one
 	if length > 0 {
 		err = errors.Join(err, unit.Later(ctx, length, quietTimer, a.self, "mesh", "quiet", "off"))
@@ -171,7 +171,7 @@ func (a *app) quietOff(ctx context.Context) error {
 		return err
 	}
 	unit.Pause(ctx, quietTimer+".timer") // if there is one
-	err := a.tellQuiet(ctx, false)
+	err := a.tellMesh(ctx, "/quiet", quietWish{false})
 	if wish != nil && len(wish.Units) > 0 {
 		err = errors.Join(err, unit.Resume(ctx, wish.Units...))
 	}
@@ -181,12 +181,12 @@ func (a *app) quietOff(ctx context.Context) error {
 	return nil
 }
 
-// tellQuiet tells the daemon. One that does not run reads the file when it
+// tellMesh tells the daemon. One that does not run reads everything when it
 // starts.
-func (a *app) tellQuiet(ctx context.Context, on bool) error {
+func (a *app) tellMesh(ctx context.Context, path string, what any) error {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	err := a.mesh().Post(ctx, "/quiet", quietWish{on})
+	err := a.mesh().Post(ctx, path, what)
 	if err != nil && !unit.Active(ctx, "veilor-mesh.service") {
 		return nil
 	}

@@ -69,7 +69,8 @@ func (a *app) inForce() (*site.Site, directory.Directory, error) {
 // refresh keeps the directory new until ctx ends, by the service dl of the zone
 // and thus over whichever layer is up. A site without that service, or an image
 // without a signed directory, takes new ones by `veilor mesh import` or an update.
-func (a *app) refresh(ctx context.Context, log *slog.Logger, s *site.Site) {
+// follow makes the daemon serve what the newer one says.
+func (a *app) refresh(ctx context.Context, log *slog.Logger, s *site.Site, follow func() error) {
 	name := downloads + "." + s.Zone
 	i := slices.IndexFunc(s.Services, func(v site.Service) bool { return v.Name == name && slices.Contains(v.Ports, httpsPort) })
 	if i < 0 || s.Directory == nil || s.Directory.Signed.Data == nil {
@@ -90,8 +91,11 @@ func (a *app) refresh(ctx context.Context, log *slog.Logger, s *site.Site) {
 		Now:   time.Now,
 		After: time.After,
 		Changed: func(d directory.Directory) {
-			log.Info("a newer directory is in force; services that are new in it are carried from the next start on",
+			log.Info("a newer directory is in force",
 				"names", strconv.FormatInt(d.Version, 10), "addresses", strconv.FormatInt(d.Moves, 10), "until", d.Expires.Format(time.DateOnly))
+			if err := follow(); err != nil {
+				log.Error("following the directory", "err", err)
+			}
 		},
 		Failed: func(err error) { log.Debug("asking for a newer directory", "err", err) },
 	}

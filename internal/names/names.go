@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -152,8 +153,12 @@ func (z *Zone) parent(name string) bool {
 
 // Server answers for a zone on UDP and TCP.
 type Server struct {
+	zone     atomic.Pointer[Zone]
 	udp, tcp *dns.Server
 }
+
+// Replace makes the server answer from another zone, from the next question on.
+func (s *Server) Replace(z *Zone) { s.zone.Store(z) }
 
 // Listen binds addr on UDP and TCP, or neither. Call Serve next.
 func Listen(ctx context.Context, addr netip.AddrPort, z *Zone) (*Server, error) {
@@ -167,8 +172,10 @@ func Listen(ctx context.Context, addr netip.AddrPort, z *Zone) (*Server, error) 
 		udp.Close()
 		return nil, err
 	}
+	s := &Server{}
+	s.zone.Store(z)
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		a := z.Answer(q)
+		a := s.zone.Load().Answer(q)
 		if a == nil {
 			return
 		}
@@ -181,10 +188,9 @@ func Listen(ctx context.Context, addr netip.AddrPort, z *Zone) (*Server, error) 
 		}
 		w.WriteMsg(a) // the asker is gone or asks again
 	})
-	return &Server{
-		udp: &dns.Server{PacketConn: udp, Handler: handler},
-		tcp: &dns.Server{Listener: tcp, Handler: handler, IdleTimeout: func() time.Duration { return idleTCP }, ReadTimeout: idleTCP},
-	}, nil
+	s.udp = &dns.Server{PacketConn: udp, Handler: handler}
+	s.tcp = &dns.Server{Listener: tcp, Handler: handler, IdleTimeout: func() time.Duration { return idleTCP }, ReadTimeout: idleTCP}
+	return s, nil
 }
 
 // Serve answers until ctx ends.
