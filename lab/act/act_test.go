@@ -41,10 +41,11 @@ func options(t *testing.T, out io.Writer) act.Options {
 }
 
 // TestActs plays the demo with every mistake that a person can make, and holds
-// each act as a test of its own.
+// each act as a test of its own. The acts after the last in which a person can
+// make any take minutes, and `make demo-short` plays them.
 func TestActs(t *testing.T) {
 	o := options(t, lines{t})
-	o.Mistakes = true
+	o.Mistakes, o.Last = true, "blocked"
 	err := act.Run(t.Context(), o)
 	checks, readErr := report.Read(filepath.Join(o.Out, "report.json"))
 	if readErr != nil {

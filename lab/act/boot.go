@@ -97,11 +97,11 @@ func (s *Stage) startWorld(ctx context.Context, a *console.Act) error {
 
 // powerOn starts the machine on a throw-away overlay of the installed disk.
 func (s *Stage) powerOn(ctx context.Context) error {
-	dir := filepath.Join(s.Cache, "run", "vm")
+	dir := s.machineDir()
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("clearing the machine's directory: %w", err)
 	}
-	files, data := filepath.Join(dir, "files"), filepath.Join(dir, "data.img")
+	files := filepath.Join(dir, "files")
 	if err := os.MkdirAll(files, 0o755); err != nil {
 		return fmt.Errorf("preparing the machine: %w", err)
 	}
@@ -112,19 +112,14 @@ func (s *Stage) powerOn(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(files, "browser"), program, 0o755); err != nil {
 		return fmt.Errorf("preparing the machine: %w", err)
 	}
-	if err := vm.MakeData(ctx, s.tools, files, data, s.log); err != nil {
+	if err := vm.MakeData(ctx, s.tools, files, s.dataDisk(), s.log); err != nil {
 		return err
 	}
-	s.machine, err = vm.Start(ctx, vm.Config{
-		Tools: s.tools, Dir: dir, Disk: s.disk.Path, Data: data, Accel: s.accel.Accel,
-		Tap: world.Tap, NetNS: "laptop", MAC: world.LaptopMAC,
-	})
-	if err != nil {
+	if err := s.switchOn(ctx, false); err != nil {
 		return err
 	}
 	s.close = append(s.close, func() {
 		s.machine.Kill()
-		<-s.machine.Done()
 		for _, name := range []string{"console.log", "qemu.log"} {
 			if b, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
 				os.WriteFile(s.logs("vm-"+name), b, 0o644)
@@ -132,6 +127,24 @@ func (s *Stage) powerOn(ctx context.Context) error {
 		}
 	})
 	return nil
+}
+
+// machineDir holds the machine's disk and logs.
+func (s *Stage) machineDir() string { return filepath.Join(s.Cache, "run", "vm") }
+
+func (s *Stage) dataDisk() string { return filepath.Join(s.machineDir(), "data.img") }
+
+// switchOn starts the machine, with its disk as installed or, to resume, as it
+// was left.
+func (s *Stage) switchOn(ctx context.Context, resume bool) error {
+	m, err := vm.Start(ctx, vm.Config{
+		Tools: s.tools, Dir: s.machineDir(), Disk: s.disk.Path, Resume: resume, Data: s.dataDisk(), Accel: s.accel.Accel,
+		Tap: world.Tap, NetNS: "laptop", MAC: world.LaptopMAC,
+	})
+	if err == nil {
+		s.machine = m
+	}
+	return err
 }
 
 // status is what `veilor status --json` says, as far as the lab asks.
@@ -170,18 +183,10 @@ func (s *Stage) status(ctx context.Context) (status, error) {
 // inspect holds the booted system against what was installed.
 func (s *Stage) inspect(ctx context.Context, a *console.Act) error {
 	a.Step("asking veilor status")
-	if _, err := s.machine.Must(ctx, "systemctl is-system-running --wait >/dev/null; mkdir -p "+dataMount+" && mount -o ro LABEL="+vm.DataLabel+" "+dataMount); err != nil {
+	if err := s.unitsHold(ctx, "boot.units", "no unit has failed"); err != nil {
 		return err
 	}
-	failed, err := s.machine.Must(ctx, "systemctl --failed --no-legend --plain")
-	if err != nil {
-		return err
-	}
-	var units error
-	if failed = strings.TrimSpace(failed); failed != "" {
-		units = errors.New(failed)
-	}
-	if err := s.check(report.Held("boot.units", "no unit has failed", units)); err != nil {
+	if _, err := s.machine.Must(ctx, "mkdir -p "+dataMount+" && mount -o ro LABEL="+vm.DataLabel+" "+dataMount); err != nil {
 		return err
 	}
 	if err := s.show(ctx, "first boot", "veilor status"); err != nil {
@@ -220,6 +225,19 @@ func (s *Stage) inspect(ctx context.Context, a *console.Act) error {
 		return err
 	}
 	return s.check(report.Held("boot.status", "veilor status says image, version, signature, encryption, not joined", errors.Join(wrong...)))
+}
+
+// unitsHold waits until the system is up and checks that no unit has failed.
+func (s *Stage) unitsHold(ctx context.Context, id, title string) error {
+	failed, err := s.machine.Must(ctx, "systemctl is-system-running --wait >/dev/null; systemctl --failed --no-legend --plain")
+	if err != nil {
+		return err
+	}
+	var units error
+	if failed = strings.TrimSpace(failed); failed != "" {
+		units = errors.New(failed)
+	}
+	return s.check(report.Held(id, title, units))
 }
 
 // autopsy saves what the machine's journal says of a failure, if there is a

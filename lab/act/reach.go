@@ -97,6 +97,16 @@ func lastWords(samples []browse.Sample) string {
 	return fmt.Sprintf("request %d: %s", s.N, s.Err)
 }
 
+// listen hears what a client in the machine says until the machine ends.
+func (s *Stage) listen() *client {
+	c := &client{changed: make(chan struct{}), ended: make(chan struct{})}
+	go func() {
+		defer close(c.ended)
+		c.err = browse.Read(s.machine.Events, time.Now, c.add)
+	}()
+	return c
+}
+
 // reach starts the client and sees the page over the tailnet.
 func (s *Stage) reach(ctx context.Context, a *console.Act) (string, error) {
 	service := s.site.Services[0].Name
@@ -108,11 +118,7 @@ func (s *Stage) reach(ctx context.Context, a *console.Act) (string, error) {
 		return "", err
 	}
 	fmt.Fprintln(s.log, one)
-	s.browser = &client{changed: make(chan struct{}), ended: make(chan struct{})}
-	go func() {
-		defer close(s.browser.ended)
-		s.browser.err = browse.Read(s.machine.Events, time.Now, s.browser.add)
-	}()
+	s.browser = s.listen()
 	// systemd-run and not &: the console stays free, and the journal has its words.
 	start := fmt.Sprintf("systemd-run --quiet --unit=lab-browser %s/browser --url https://%s/ --every %v --out %s", dataMount, service, beat, vm.EventsPort)
 	if _, err := s.machine.Must(ctx, start); err != nil {
@@ -183,7 +189,7 @@ func (s *Stage) block(ctx context.Context, a *console.Act) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	a.Line("%-31s next answer after %.2f s, over %s", "UDP + control server dropped:", first.Gap.Seconds(), first.GapLayer)
+	s.say(a, "UDP + control server dropped", fmt.Sprintf("next answer after %.2f s, over %s", first.Gap.Seconds(), first.GapLayer))
 	second, err := s.phase(ctx, a, phase{
 		id: "failover.edge-blocked", title: "edge dropped too", layer: browse.Yggdrasil, limit: secondGapLimit,
 		rules: []censor.Rule{censor.Host("edge", world.EdgeAddress)},
@@ -192,7 +198,7 @@ func (s *Stage) block(ctx context.Context, a *console.Act) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	a.Line("%-31s next answer after %.2f s, through the public peer", "edge dropped too:", second.Gap.Seconds())
+	s.say(a, "edge dropped too", fmt.Sprintf("next answer after %.2f s, through the public peer", second.Gap.Seconds()))
 	return "", s.unblock(ctx, a)
 }
 
@@ -290,7 +296,7 @@ func (s *Stage) unblock(ctx context.Context, a *console.Act) error {
 	if err := s.namesLayer(ctx, "failover.return", browse.Tailnet, "unblocked"); err != nil {
 		return err
 	}
-	a.Line("%-31s %s", "unblocked:", result)
+	s.say(a, "unblocked", result)
 	if err := s.weigh(ctx); err != nil {
 		return err
 	}

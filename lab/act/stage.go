@@ -7,6 +7,7 @@
 package act
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/veilor/veilor-os/lab/base"
@@ -37,6 +39,8 @@ type Options struct {
 	Short bool
 	// Mistakes makes the person at the laptop do everything wrong first.
 	Mistakes bool
+	// Last is the act to stop after; empty plays all.
+	Last string
 	// Version of the run's image; empty is the lab's default.
 	Version string
 	Console *console.Console
@@ -70,6 +74,7 @@ type Stage struct {
 
 	page   report.Page
 	checks []report.Check
+	said   []string // by the act that is being played
 }
 
 // play is one act. It returns what came of it, in a few words; empty if it has
@@ -88,6 +93,8 @@ var acts = []struct {
 	{"join", (*Stage).join},
 	{"reach", (*Stage).reach},
 	{"blocked", (*Stage).block},
+	{"cold", (*Stage).bootCold},
+	{"look", (*Stage).takePictures},
 }
 
 // Names are the acts in their order.
@@ -98,6 +105,11 @@ func Names() []string {
 	}
 	return names
 }
+
+// notPlayed says why an act was not: no failure, and the run goes on.
+type notPlayed string
+
+func (n notPlayed) Error() string { return "not played: " + string(n) }
 
 // Failed says which act failed.
 type Failed struct {
@@ -133,19 +145,28 @@ func Run(ctx context.Context, o Options) error {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			shown.Took, shown.Text, shown.Status = time.Since(from), text, report.Pass
-			if err != nil {
+			shown.Took, shown.Text, shown.Status = time.Since(from), cmp.Or(text, strings.Join(s.said, "; ")), report.Pass
+			s.said = nil
+			var why notPlayed
+			switch {
+			case errors.As(err, &why):
+				shown.Text, shown.Status = string(why), report.Skip
+				printed.Skip(shown.Text)
+			case err != nil:
 				failed = &Failed{a.name, err}
 				s.autopsy(ctx)
 				shown.Text, shown.Status = err.Error(), report.Fail
 				printed.Fail(err)
-			} else {
+			default:
 				printed.Done("%s", text)
 			}
 		}
 		s.page.Acts = append(s.page.Acts, shown)
 		s.checks = append(s.checks, report.Check{ID: "act." + a.name, Title: "act " + a.name, Status: shown.Status, Note: shown.Text,
 			Value: ptr(report.Seconds(shown.Took)), Unit: "s"})
+		if a.name == o.Last {
+			break
+		}
 	}
 	if err := s.writeReport(began); err != nil {
 		return err
@@ -233,6 +254,12 @@ func (s *Stage) wait(long, short time.Duration) time.Duration {
 		return short
 	}
 	return long
+}
+
+// say prints a result of an act that has several.
+func (s *Stage) say(a *console.Act, what, result string) {
+	a.Line("%-31s %s", what+":", result)
+	s.said = append(s.said, what+": "+result)
 }
 
 // check records a finding and returns an error if it is a bad one. A figure

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/veilor/veilor-os/lab/act"
@@ -20,6 +21,7 @@ func main() {
 	flag.StringVar(&o.Out, "out", "out", "where report and logs go")
 	flag.StringVar(&o.Cache, "cache", "out/cache", "what later runs use again")
 	flag.BoolVar(&o.Short, "short", false, "leave no step out, but wait less")
+	flag.StringVar(&o.Last, "last", "", "the `act` to stop after; all are played without it")
 	flag.Usage = func() {
 		fmt.Fprintf(flag.CommandLine.Output(), `demo builds, signs, installs and boots veilor-os in a laboratory on this machine,
 joins it to a mesh and takes the network away. It needs root, and leaves nothing
@@ -34,7 +36,7 @@ Acts: %s
 		flag.PrintDefaults()
 	}
 	flag.Parse()
-	if flag.NArg() > 0 {
+	if flag.NArg() > 0 || o.Last != "" && !slices.Contains(act.Names(), o.Last) {
 		flag.Usage()
 		os.Exit(2)
 	}
