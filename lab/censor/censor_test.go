@@ -401,6 +401,10 @@ func FuzzHello(f *testing.F) {
 	for _, seed := range [][]byte{{22, 3, 1, 0, 4, 1, 0, 0, 0}, {0x16}, {23, 3, 3}} {
 		f.Add(seed)
 	}
+	// Packets: a segment to port 443 by each family.
+	segment := append([]byte{0x9c, 0x40, 1, 187, 0, 0, 0, 1, 0, 0, 0, 1, 5 << 4, 2, 0, 0, 0, 0, 0, 0}, 22, 3, 1)
+	f.Add(append(append([]byte{0x45, 0, 0, size4 + 23, 0, 0, 0, 0, 64, protocolTCP}, make([]byte, size4-10)...), segment...))
+	f.Add(append(append([]byte{0x60, 0, 0, 0, 0, 23, protocolTCP, 64}, make([]byte, size6-8)...), segment...))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		h, r := parseHello(data)
 		if r != complete && h.serverName != "" && r == incomplete {
@@ -412,6 +416,22 @@ func FuzzHello(f *testing.F) {
 				t.Errorf("%d bytes: %v, all: %v", n, p, h)
 			}
 		}
-		parseTCP(data)
+		if _, s, _, ok := parseTCP(data); ok && len(s.data) > len(data)-size4-sizeTCP {
+			t.Errorf("%d bytes of data in a packet of %d", len(s.data), len(data))
+		}
 	})
+}
+
+func TestParseTCP(t *testing.T) {
+	segment := append([]byte{0x9c, 0x40, 1, 187, 0, 0, 0, 1, 0, 0, 0, 1, 5 << 4, 2, 0, 0, 0, 0, 0, 0}, "hello"...)
+	six := append([]byte{0x60, 0, 0, 0, 0, byte(len(segment)), protocolTCP, 64}, make([]byte, size6-8)...)
+	six[source6+15], six[destination6+15] = 1, 2
+	f, s, up, ok := parseTCP(append(six, segment...))
+	want := flow{netip.MustParseAddrPort("[::1]:40000"), netip.MustParseAddrPort("[::2]:443")}
+	if !ok || !up || f != want || !s.syn || string(s.data) != "hello" {
+		t.Errorf("%v %+v %t %t", f, s, up, ok)
+	}
+	if _, _, _, ok := parseTCP(six); ok {
+		t.Error("a packet without its segment is read")
+	}
 }
