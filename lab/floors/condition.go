@@ -91,9 +91,6 @@ const (
 	// asleep is how long the laptop sleeps: beyond the timers of every layer that
 	// are about connections.
 	asleep = 20 * time.Second
-	// forgotten is when a router's translation, see world.Forget, surely has
-	// forgotten.
-	forgotten = 65 * time.Second
 )
 
 // Conditions are all that there are, in the order of the matrix.
@@ -125,7 +122,7 @@ func Conditions() []Condition {
 		{ID: "quic", Title: "QUIC dropped", Rules: []censor.Rule{censor.QUIC("quic")}, Begin: quic, End: nothing},
 		{ID: "frozen", Title: "connections with home frozen after 16 KB", Rules: []censor.Rule{censor.UDP(), censor.Frozen("frozen", frozenAfter, home...)}, Hit: []string{"udp"}},
 		{ID: "home", PeerLost: true, Floor: "ii", Title: "the operator's whole network dropped", Rules: []censor.Rule{censor.Hosts("home", "home dropped", home...)}, NotReached: edgePort},
-		{ID: "edges", PeerLost: true, Floor: "ii", Title: "Tailscale and every edge dropped: the public peer is left", Rules: []censor.Rule{censor.UDP(), control, edges}, NotReached: edgePort},
+		{ID: "edges", PeerLost: true, Floor: "ii", Title: "Tailscale and every edge dropped: public peers are left", Rules: []censor.Rule{censor.UDP(), control, edges}, NotReached: edgePort},
 		{ID: "public", PeerLost: true, Title: "Tailscale, every edge and one public peer dropped", Rules: []censor.Rule{censor.UDP(), control, edges, peer}, NotReached: peerPort},
 		{ID: "allow-list", PeerLost: true, Title: "an allow-list with one edge on it", Rules: []censor.Rule{censor.Only("list", "all but the listed dropped", append(router, far...)...)}, NotReached: controlPort},
 		{ID: "ipv4", PeerLost: true, Title: "IPv4 gone, IPv6 left", Rules: []censor.Rule{censor.Family4("ipv4")}, NotReached: controlPort, Reached: control6},
@@ -188,16 +185,13 @@ func startControl(_ context.Context, t *Town) error {
 	return syscall.Kill(t.World.Headscale.PID(), syscall.SIGCONT)
 }
 
-// loseControl ends the control server with its relay, starts the laptop anew and
-// waits until every router has forgotten what stood before. It is what there is
-// of "for days": the clock of a machine that others use is not for us to move,
-// and nothing but the start of the programs asks for the control server.
+// loseControl ends the control server with its relay, and then starts the laptop
+// anew: a reboot that meets nobody. It is what there is of "for days". The clock
+// of a machine that others use is not for us to move; what else a day does, which
+// is to end every connection and to make every router forget, a reboot does too.
 func loseControl(ctx context.Context, t *Town) error {
 	t.World.StopControl()
-	if err := t.Laptop.Restart(ctx); err != nil {
-		return err
-	}
-	return pause(ctx, forgotten)
+	return t.Laptop.Restart(ctx)
 }
 
 func regainControl(ctx context.Context, t *Town) error { return t.World.StartControl(ctx) }

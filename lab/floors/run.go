@@ -41,9 +41,10 @@ func (t *Town) Measure(ctx context.Context, conditions []Condition, o Options) (
 	rows = make([]Row, len(conditions))
 	stop := t.watchNeighbours(ctx)
 	defer func() { n = stop() }()
+	began := time.Now()
 	for round := range o.Rounds {
 		for i, c := range conditions {
-			o.Progress("%s (round %d of %d)", c.Title, round+1, o.Rounds)
+			o.Progress("%s (round %d of %d, after %v)", c.Title, round+1, o.Rounds, time.Since(began).Round(time.Second))
 			rows[i].ID, rows[i].Title, rows[i].Floor, rows[i].PeerLost = c.ID, c.Title, c.Floor, c.PeerLost
 			once := o
 			if c.Floor == "" {

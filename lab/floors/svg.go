@@ -35,7 +35,7 @@ const style = `<style>
 
 // groups are the rows' headings, by the floor that they belong to.
 var groups = []struct{ floor, text string }{
-	{open, "For comparison"},
+	{open, "Nothing blocked, promised"},
 	{"i", "Floor i, promised: the control server's names are taken away"},
 	{"ii", "Floor ii, promised: Tailscale is blocked"},
 	{"", "Not promised, published as it is"},

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/nftables"
@@ -19,6 +20,7 @@ import (
 	"github.com/veilor/veilor-os/internal/matrix"
 	"github.com/veilor/veilor-os/internal/tier"
 	"github.com/veilor/veilor-os/lab/censor"
+	"github.com/veilor/veilor-os/lab/floors"
 	"github.com/veilor/veilor-os/lab/world"
 )
 
@@ -29,32 +31,53 @@ type Condition struct {
 	Rules      []censor.Rule
 	// Layers are those that still carry the guest to the service.
 	Layers []tier.Layer
+	// Find says that nobody knows them before: whichever layers answer it are they.
+	// Some says that one of them must.
+	Find, Some bool
+	// Hit are the names of the rules that must act on something; empty means all.
+	Hit []string
+	// Begin and End do what is no rule.
+	Begin, End func(context.Context, *floors.Town) error
 }
 
 // Conditions are those of the floors.
 func Conditions() []Condition {
 	blocked := []censor.Rule{censor.UDP(), censor.Host("control", world.Control)}
 	return []Condition{
-		{"open", "the ISP lets everything pass", nil, []tier.Layer{tier.Tailnet, tier.Yggdrasil}},
-		{"tailnet-blocked", "UDP and the control server are dropped", blocked, []tier.Layer{tier.Yggdrasil}},
-		{"edge-blocked", "UDP, the control server and the edge are dropped",
-			append(slices.Clone(blocked), censor.Host("edge", world.EdgeAddress)), []tier.Layer{tier.Yggdrasil}},
+		{Name: "open", Text: "the ISP lets everything pass", Layers: []tier.Layer{tier.Tailnet, tier.Yggdrasil}},
+		{Name: "tailnet-blocked", Text: "UDP and the control server are dropped", Rules: blocked, Layers: []tier.Layer{tier.Yggdrasil}},
+		{Name: "edge-blocked", Text: "UDP, the control server and the edge are dropped",
+			Rules: append(slices.Clone(blocked), censor.Host("edge", world.EdgeAddress)), Layers: []tier.Layer{tier.Yggdrasil}},
 	}
 }
 
-// MoreConditions are the others of the censor's that leave a layer, for the
-// evidence. Those that leave none, or act on new connections only, show nothing
-// about what a guest may open.
+// elsewhere are the conditions of the mesh's matrix that are not tried here, and
+// why.
+var elsewhere = map[string]string{
+	"none":         "Conditions has it",
+	"tailscale":    "Conditions has it",
+	"sleep":        "nothing passes while the laptop sleeps, and afterwards nothing is blocked",
+	"moved":        "nothing is blocked in the other network",
+	"control-gone": "to the network it is control-down; what it adds is in the laptop",
+	"ipv4":         "below the overlays this town has IPv4 only",
+	"ipv6":         "below the overlays this town has IPv4 only",
+	"lan":          "to the network it is offline",
+}
+
+// MoreConditions are the others of the mesh's matrix, for the evidence.
 func MoreConditions() []Condition {
-	both, fallback := []tier.Layer{tier.Tailnet, tier.Yggdrasil}, []tier.Layer{tier.Yggdrasil}
-	home := censor.Hosts("home", "the operator's whole network is dropped", netip.MustParsePrefix("10.88.3.0/24"))
-	return []Condition{
-		{"udp-blocked", "UDP is dropped: the tailnet goes by its relay", []censor.Rule{censor.UDP()}, both},
-		{"wireguard-blocked", "WireGuard is dropped by signature", []censor.Rule{censor.WireGuard("wireguard")}, both},
-		{"control-reset", "the control server is reset", []censor.Rule{censor.Reset(censor.Host("control", world.Control))}, fallback},
-		{"home-blocked", home.Text, []censor.Rule{home}, fallback},
-		{"loss", "2 % of packets are lost", []censor.Rule{censor.Loss("loss", 2)}, both},
+	var all []Condition
+	for _, c := range floors.Conditions() {
+		if _, ok := elsewhere[c.ID]; ok {
+			continue
+		}
+		more := Condition{Name: c.ID, Text: c.Title, Rules: c.Rules, Hit: c.Hit, Find: true, Some: c.Floor != "", Begin: c.Begin, End: c.End}
+		if c.After { // here it is the time before that counts
+			more.Begin, more.End = nil, nil
+		}
+		all = append(all, more)
 	}
+	return all
 }
 
 const (
@@ -67,6 +90,9 @@ const (
 	// layerLimit is for a layer to carry the guest after the ISP has done
 	// something; the public peer takes some 10 s.
 	layerLimit = 60 * time.Second
+	// findLimit is for one where nobody knows whether it does; the slowest was
+	// measured at 12 s.
+	findLimit = 25 * time.Second
 	// hitLimit: tailscaled may rest between two attempts.
 	hitLimit = 30 * time.Second
 )
@@ -134,17 +160,26 @@ func (t *town) batch(from *machine) ([]*probe, error) {
 }
 
 // under tries everything while the ISP does what c says.
-func (t *town) under(ctx context.Context, c Condition, from []*machine, authority *x509.CertPool, r *matrix.Record) error {
+func (t *town) under(ctx context.Context, c Condition, from []*machine, authority *x509.CertPool, r *matrix.Record) (err error) {
 	if _, err := t.Censor.Clear(); err != nil {
 		return err
 	}
 	if err := t.Censor.Block(c.Rules...); err != nil {
 		return err
 	}
-	for _, l := range c.Layers {
-		if err := t.await(ctx, l, authority); err != nil {
+	if c.Begin != nil {
+		if err := c.Begin(ctx, &t.floors); err != nil {
 			return err
 		}
+		defer func() {
+			if undo := c.End(context.WithoutCancel(ctx), &t.floors); undo != nil {
+				err = errors.Join(err, undo)
+			}
+		}()
+	}
+	layers, err := t.carrying(ctx, c, authority)
+	if err != nil {
+		return err
 	}
 	var ps []*probe
 	for _, m := range from {
@@ -157,13 +192,16 @@ func (t *town) under(ctx context.Context, c Condition, from []*machine, authorit
 	// What is allowed is waited for, unless the ISP has taken the layer away.
 	seen, err := t.send(ctx, ps, least, most, func(seen map[*probe]bool) bool {
 		return !slices.ContainsFunc(ps, func(p *probe) bool {
-			return p.want && (p.from.Name != guest || slices.Contains(c.Layers, p.layer)) && !seen[p]
+			return p.want && (p.from.Name != guest || slices.Contains(layers, p.layer)) && !seen[p]
 		})
 	})
 	if err != nil {
 		return err
 	}
 	for _, rule := range c.Rules {
+		if len(c.Hit) > 0 && !slices.Contains(c.Hit, rule.Name) {
+			continue
+		}
 		wait, cancel := context.WithTimeout(ctx, hitLimit)
 		err := t.Censor.AwaitHit(wait, rule.Name)
 		cancel()
@@ -172,7 +210,7 @@ func (t *town) under(ctx context.Context, c Condition, from []*machine, authorit
 		}
 	}
 	for _, p := range ps {
-		if seen[p] && p.from.Name == guest && !slices.Contains(c.Layers, p.layer) {
+		if !c.Find && seen[p] && p.from.Name == guest && !slices.Contains(layers, p.layer) {
 			return fmt.Errorf("%s came through a layer that the ISP has taken away", p)
 		}
 	}
@@ -302,8 +340,37 @@ func open(m *machine) error {
 	return c.Flush()
 }
 
+// carrying waits for the layers that carry the guest under c.
+func (t *town) carrying(ctx context.Context, c Condition, authority *x509.CertPool) ([]tier.Layer, error) {
+	if !c.Find {
+		for _, l := range c.Layers {
+			if err := t.await(ctx, l, layerLimit, authority); err != nil {
+				return nil, err
+			}
+		}
+		return c.Layers, nil
+	}
+	both := []tier.Layer{tier.Tailnet, tier.Yggdrasil}
+	errs := make([]error, len(both))
+	var wg sync.WaitGroup
+	for i, l := range both {
+		wg.Go(func() { errs[i] = t.await(ctx, l, findLimit, authority) })
+	}
+	wg.Wait()
+	var carry []tier.Layer
+	for i, l := range both {
+		if errs[i] == nil {
+			carry = append(carry, l)
+		}
+	}
+	if c.Some && len(carry) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	return carry, context.Cause(ctx)
+}
+
 // await waits until the guest gets the service's page over a layer.
-func (t *town) await(ctx context.Context, l tier.Layer, authority *x509.CertPool) error {
+func (t *town) await(ctx context.Context, l tier.Layer, limit time.Duration, authority *x509.CertPool) error {
 	tailnet, yggdrasil := t.ServiceAddresses()
 	address := yggdrasil
 	if l == tier.Tailnet {
@@ -311,7 +378,7 @@ func (t *town) await(ctx context.Context, l tier.Layer, authority *x509.CertPool
 	}
 	v := t.cfg.Site.Services[0]
 	at := netip.AddrPortFrom(address, v.Ports[0]).String()
-	ctx, cancel := context.WithTimeout(ctx, layerLimit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	last := errors.New("not asked")
 	for {

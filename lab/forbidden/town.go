@@ -36,6 +36,7 @@ import (
 	"github.com/veilor/veilor-os/internal/tier"
 	"github.com/veilor/veilor-os/internal/yggdrasil"
 	"github.com/veilor/veilor-os/lab/daemon"
+	"github.com/veilor/veilor-os/lab/floors"
 	"github.com/veilor/veilor-os/lab/namespace"
 	"github.com/veilor/veilor-os/lab/world"
 )
@@ -76,6 +77,8 @@ func (m *machine) end() matrix.End {
 type town struct {
 	*world.World
 	cfg world.Config
+	// floors is the same for the conditions of the mesh's matrix.
+	floors floors.Town
 	// dir holds keys and the site, beside the world's own directory.
 	dir    string
 	policy *tier.Policy
@@ -101,6 +104,7 @@ func newTown(ctx context.Context, cfg world.Config) (*town, error) {
 	if t.World, err = world.Start(ctx, cfg); err != nil {
 		return nil, err
 	}
+	t.floors = floors.Town{World: t.World, Site: cfg.Site}
 	if err := t.build(ctx); err != nil {
 		t.close()
 		return nil, fmt.Errorf("building the town: %w", err)
