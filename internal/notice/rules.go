@@ -44,6 +44,7 @@ var Rules = []Rule{
 	{Code: "not-joined", Settle: rejoins, Again: day, New: true},
 	// It may be an attack that goes on now.
 	{Code: "wrong-name", Again: halfHour},
+	{Code: "filters-missing", Settle: restarts, Again: workday},
 	{Code: "crowded", Again: workday},
 	{Code: "tailnet-off", Settle: restarts, Again: workday, Unless: stopped},
 	{Code: "clock-behind", Settle: rejoins, Again: day},
@@ -57,6 +58,7 @@ var Rules = []Rule{
 // them to whoever asks.
 var Silent = map[string]string{
 	"quiet":                    "somebody asked for it",
+	"filters-restored":         "it was put right at once; what cannot be is shown",
 	"tailnet-unknown":          "what follows from it is shown",
 	"tailnet-blocked":          "the page stays open and nothing is to be done",
 	"fallback-silent":          "nothing is to be done now; one that failed again and again is shown",
