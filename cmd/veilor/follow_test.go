@@ -39,6 +39,7 @@ func TestFollow(t *testing.T) {
 	going := v.Services[0]
 	going.Name, going.Loopback = "going.veilor", at(202)
 	v.Services = append(v.Services, going)
+	v.Tiers[0].Reach = append(v.Tiers[0].Reach, "going.veilor:443")
 	now := time.Now()
 	s := newSigners(t)
 	f, packed := s.publish(t, directory.Files{}, v, now)
@@ -84,6 +85,7 @@ func TestFollow(t *testing.T) {
 		select {
 		case <-tick.C:
 		case err := <-done:
+			done <- nil
 			t.Fatal(err)
 		}
 	}
@@ -96,6 +98,7 @@ func TestFollow(t *testing.T) {
 	later := v.Services[0]
 	later.Name, later.Loopback = "later.veilor", at(204)
 	v.Services = []site.Service{later, v.Services[0]}
+	v.Tiers[0].Reach = []string{"x.veilor:443", "later.veilor:443"}
 	_, newer := s.publish(t, f, v, now)
 	var out, errs bytes.Buffer
 	cli := defaults()

@@ -21,7 +21,7 @@ var addrs = cmp.Options{
 // What the site says comes back from a directory made of it.
 func TestApplyGivesTheSiteBack(t *testing.T) {
 	s := town()
-	got, err := directoryOf(t, s).Apply(&site.Site{Zone: "veilor"})
+	got, err := directoryOf(t, s).Apply(&site.Site{Zone: "veilor", Tiers: s.Tiers})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,6 +31,48 @@ func TestApplyGivesTheSiteBack(t *testing.T) {
 	}
 	if _, err := directoryOf(t, s).Apply(&site.Site{Zone: "other"}); err == nil {
 		t.Error("a directory of another zone was applied")
+	}
+}
+
+// TestApplyFitsTheTiers: services come and go with the directory, and what the image
+// opens stays what it is.
+func TestApplyFitsTheTiers(t *testing.T) {
+	image := town()
+	image.Hosts = append(image.Hosts, site.Host{Name: "office", Tier: image.Hosts[0].Tier, Tailnet: netip.MustParseAddr("100.64.0.77")})
+	at := func(name, host string, number byte, ports ...uint16) site.Service {
+		return site.Service{Name: name, Host: host, Ports: ports, Loopback: netip.AddrFrom4([4]byte{127, 83, 0, number})}
+	}
+	first := image.Hosts[0].Name
+	image.Services = []site.Service{at("x.veilor", first, 1, 443), at("goes.veilor", first, 2, 443), at("port.veilor", first, 3, 443, 8443)}
+	image.Tiers = []site.Tier{
+		{Name: "admin", Tag: "tag:admin", Reach: []string{"*:*"}},
+		{Name: "infra", Tag: "tag:infra", Reach: []string{"infra:*"}},
+		{Name: "guest", Tag: "tag:guest", Reach: []string{"x.veilor:443", "goes.veilor:443", "port.veilor:443", "port.veilor:8443"}},
+	}
+	newer := *image
+	newer.Services = []site.Service{
+		at("x.veilor", first, 1, 443), at("port.veilor", first, 3, 443),
+		at("same.veilor", first, 4, 443), at("other.veilor", first, 5, 22), at("office.veilor", "office", 6, 443),
+	}
+	got, err := directoryOf(t, &newer).Apply(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"x.veilor:443", "port.veilor:443", "same.veilor:443"}
+	if d := cmp.Diff(want, got.Tiers[2].Reach); d != "" {
+		t.Errorf("guests (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(image.Tiers[:2], got.Tiers[:2]); d != "" {
+		t.Errorf("the others (-want +got):\n%s", d)
+	}
+	if len(image.Tiers[2].Reach) != 4 {
+		t.Errorf("the image's own: %v", image.Tiers[2].Reach)
+	}
+
+	// One by which no policy can be made changes nothing.
+	newer.Hosts = append([]site.Host{{Name: "guest", Tier: "infra", Tailnet: netip.MustParseAddr("100.64.0.78")}}, newer.Hosts...)
+	if _, err := directoryOf(t, &newer).Apply(image); err == nil {
+		t.Error("a directory with a host that is called as a tier was applied")
 	}
 }
 

@@ -3,8 +3,11 @@ package directory
 import (
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/tier"
 )
 
 // FromSite is what the site file says, in the order of the file. A server or a
@@ -54,7 +57,8 @@ func FromSite(s *site.Site) (Directory, error) {
 }
 
 // Apply returns s with the names, keys and addresses of d in place of its own.
-// Tiers, image and authority stay: those come with the image alone.
+// Image and authority stay, and so does what the tiers open: those come with the
+// image alone. A directory by which no policy can be made is an error.
 func (d Directory) Apply(s *site.Site) (*site.Site, error) {
 	if d.Names.Zone != s.Zone {
 		return nil, fmt.Errorf("applying the directory: it is for the zone %s, and this system's is %s", d.Names.Zone, s.Zone)
@@ -84,5 +88,48 @@ func (d Directory) Apply(s *site.Site) (*site.Site, error) {
 	for _, p := range d.Public() {
 		c.Yggdrasil.Public = append(c.Yggdrasil.Public, peer(p))
 	}
+	c.Tiers = fit(s.Tiers, &c)
+	policy, err := tier.New(&c)
+	if err == nil {
+		_, err = policy.Fleet()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("applying the directory: %w", err)
+	}
 	return &c, nil
+}
+
+// fit words the image's tiers for the services that s has. A service that a rule
+// names may be gone, or have lost the port. And a new one may share a host and a
+// port with one that a rule names: no packet filter can tell the two apart, so the
+// tier has both, and only the words are missing. Nothing more is opened.
+func fit(tiers []site.Tier, s *site.Site) []site.Tier {
+	var all []site.Tier
+	for _, t := range tiers {
+		var reach []string
+		for _, r := range t.Reach {
+			target, port, _ := strings.Cut(r, ":")
+			if !strings.Contains(target, ".") { // a tier, or everything
+				reach = append(reach, r)
+				continue
+			}
+			named := slices.IndexFunc(s.Services, func(v site.Service) bool { return v.Name == target && has(v, port) })
+			if named < 0 {
+				continue
+			}
+			for _, v := range s.Services {
+				if v.Host == s.Services[named].Host && has(v, port) && !slices.Contains(reach, v.Name+":"+port) {
+					reach = append(reach, v.Name+":"+port)
+				}
+			}
+		}
+		t.Reach = reach
+		all = append(all, t)
+	}
+	return all
+}
+
+// has says whether a service has the port that a rule names.
+func has(v site.Service, port string) bool {
+	return slices.ContainsFunc(v.Ports, func(p uint16) bool { return strconv.Itoa(int(p)) == port })
 }
