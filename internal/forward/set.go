@@ -92,14 +92,15 @@ func (s *service) stop() {
 // takes over the ports that it had without a moment in which they are closed.
 //
 // Ports that cannot be had are left out and told in the error; everything else is
-// served nevertheless.
+// served nevertheless, and the next call tries them again.
 func (f *Forwarder) Replace(ctx context.Context, services []Service) error {
 	f.replacing.Lock()
 	defer f.replacing.Unlock()
 	keep := map[string]*service{}
 	left := map[netip.AddrPort]*net.TCPListener{}
 	for _, s := range f.list() {
-		if slices.ContainsFunc(services, s.Service.equal) {
+		// One that lacks a port is made anew: the port may be free now.
+		if len(s.listeners) == len(s.Ports) && slices.ContainsFunc(services, s.Service.equal) {
 			keep[s.Name] = s
 			continue
 		}

@@ -130,4 +130,11 @@ func TestReplace(t *testing.T) {
 	if names := f.Names(); len(names) != 3 {
 		t.Errorf("services %v", names)
 	}
+	other.Close()
+	if err := f.Replace(t.Context(), []Service{stays, service("taken.veilor", 15, r1), late}); err != nil {
+		t.Error(err)
+	}
+	if got, _ := who(t, addr(15)); got != "tailnet" {
+		t.Errorf("a port that has become free: %s", got)
+	}
 }
