@@ -50,7 +50,18 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 	ring := timeline.Open(a.timeline, log)
 	g, ctx := errgroup.WithContext(ctx)
 	watching, changed := watch(ctx, fwd)
-	fwd.Tell(func(n forward.News) { ring.Add(n); changed() })
+	// A layer that comes up may lead to a newer directory.
+	cameUp := make(chan struct{}, 1)
+	fwd.Tell(func(n forward.News) {
+		ring.Add(n)
+		changed()
+		if n.What == forward.Switched && n.To != "" {
+			select {
+			case cameUp <- struct{}{}:
+			default:
+			}
+		}
+	})
 	wish, err := quiet.Read(a.quietFile)
 	if err != nil {
 		log.Warn("being quiet, to be sure", "err", err)
@@ -59,13 +70,14 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 		fwd.Quiet(true)
 	}
 	follows := &follower{app: a, log: log, resolver: resolver.Addr(), fwd: fwd, dns: dns, changed: changed, ctx: ctx}
+	follows.site.Store(s)
 	g.Go(func() error { return dns.Serve(ctx) })
 	g.Go(func() error { return fwd.Serve(ctx) })
 	g.Go(func() error {
 		return meshsock.Server{Handler: questions(fwd, ring, watching, follows.answer), Allow: mayAsk}.Serve(ctx, socket)
 	})
 	g.Go(func() error { ring.Keep(ctx); return nil })
-	g.Go(func() error { a.refresh(ctx, log, s, follows.follow); return nil })
+	g.Go(func() error { a.refresh(ctx, log, follows, cameUp); return nil })
 	g.Go(func() error { settle(ctx, log); return nil })
 	g.Go(func() error {
 		// Without it a lost layer is found by the next connection.

@@ -6,11 +6,17 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/veilor/veilor-os/internal/forward"
 	"github.com/veilor/veilor-os/internal/names"
 	"github.com/veilor/veilor-os/internal/site"
 )
+
+// followAgain is when what could not be served is tried anew: a port that another
+// program has. A minute is nothing beside how long such a program runs.
+const followAgain = time.Minute
 
 // follower keeps what the daemon serves as the directory in force says.
 type follower struct {
@@ -21,6 +27,7 @@ type follower struct {
 	dns      *names.Server
 	changed  func() // tells who watches
 	ctx      context.Context
+	site     atomic.Pointer[site.Site] // the one that is served
 
 	one sync.Mutex
 }
@@ -55,9 +62,21 @@ func (f *follower) follow() error {
 	// A name is to be found only when somebody listens behind it.
 	err = f.fwd.Replace(f.ctx, services)
 	f.dns.Replace(zone)
+	f.site.Store(s)
 	f.changed()
 	f.log.Info("serving what the directory in force says", "services", f.fwd.Names())
 	return err
+}
+
+// again follows, now and as often as it takes.
+func (f *follower) again() {
+	if f.ctx.Err() != nil {
+		return
+	}
+	if err := f.follow(); err != nil {
+		f.log.Error("following the directory; trying again in a minute", "err", err)
+		time.AfterFunc(followAgain, f.again)
+	}
 }
 
 // answer is POST /directory: a newer one lies there.

@@ -98,7 +98,6 @@ func TestFollow(t *testing.T) {
 	later := v.Services[0]
 	later.Name, later.Loopback = "later.veilor", at(204)
 	v.Services = []site.Service{later, v.Services[0]}
-	v.Tiers[0].Reach = []string{"x.veilor:443", "later.veilor:443"}
 	_, newer := s.publish(t, f, v, now)
 	var out, errs bytes.Buffer
 	cli := defaults()

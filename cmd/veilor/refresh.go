@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -66,38 +68,54 @@ func (a *app) inForce() (*site.Site, directory.Directory, error) {
 	return in, d, nil
 }
 
-// refresh keeps the directory new until ctx ends, by the service dl of the zone
-// and thus over whichever layer is up. A site without that service, or an image
-// without a signed directory, takes new ones by `veilor mesh import` or an update.
-// follow makes the daemon serve what the newer one says.
-func (a *app) refresh(ctx context.Context, log *slog.Logger, s *site.Site, follow func() error) {
+// errNoDownloads is that the site has nothing from which a directory could come.
+var errNoDownloads = errors.New("no service of the zone has directories")
+
+// downloadsOf is where our own forwarder listens for the service dl of the zone: no
+// resolver is asked.
+func downloadsOf(s *site.Site) (string, error) {
 	name := downloads + "." + s.Zone
-	i := slices.IndexFunc(s.Services, func(v site.Service) bool { return v.Name == name && slices.Contains(v.Ports, httpsPort) })
-	if i < 0 || s.Directory == nil || s.Directory.Signed.Data == nil {
+	for _, v := range s.Services {
+		if v.Name == name && slices.Contains(v.Ports, httpsPort) {
+			return netip.AddrPortFrom(v.Loopback, httpsPort).String(), nil
+		}
+	}
+	return "", fmt.Errorf("%w: the site has no %s:%d", errNoDownloads, name, httpsPort)
+}
+
+// refresh keeps the directory new until ctx ends, by the service dl of the zone
+// and thus over whichever layer is up. While the site has no such service, and on
+// an image without a signed directory, new ones come by `veilor mesh import` or an
+// update. A layer that comes up, which kick tells, is asked at once.
+func (a *app) refresh(ctx context.Context, log *slog.Logger, follows *follower, kick <-chan struct{}) {
+	s := follows.site.Load()
+	if s.Directory == nil || s.Directory.Signed.Data == nil {
 		return
 	}
-	// Our own forwarder, by its address: no resolver is asked.
-	at := netip.AddrPortFrom(s.Services[i].Loopback, httpsPort).String()
 	dialer := net.Dialer{Timeout: dialLimit}
 	r := directory.Refresher{
 		Store: a.directoryStore(s),
 		Client: &http.Client{Transport: &http.Transport{
-			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", at) },
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				at, err := downloadsOf(follows.site.Load())
+				if err != nil {
+					return nil, err
+				}
+				return dialer.DialContext(ctx, "tcp", at)
+			},
 			ForceAttemptHTTP2: true,
 			// Half an hour passes until the next question.
 			IdleConnTimeout: dialLimit,
 		}},
-		Base:  &url.URL{Scheme: "https", Host: name, Path: directoryPath},
+		Base:  &url.URL{Scheme: "https", Host: downloads + "." + s.Zone, Path: directoryPath},
 		Now:   time.Now,
 		After: time.After,
 		Changed: func(d directory.Directory) {
 			log.Info("a newer directory is in force",
 				"names", strconv.FormatInt(d.Version, 10), "addresses", strconv.FormatInt(d.Moves, 10), "until", d.Expires.Format(time.DateOnly))
-			if err := follow(); err != nil {
-				log.Error("following the directory", "err", err)
-			}
+			follows.again()
 		},
 		Failed: func(err error) { log.Debug("asking for a newer directory", "err", err) },
 	}
-	r.Run(ctx, nil)
+	r.Run(ctx, kick)
 }

@@ -76,13 +76,14 @@ type Refresher struct {
 	Failed  func(error)
 }
 
-// Run asks until ctx ends. kick makes it ask at once, as after a layer came up;
-// it may be nil.
+// Run asks until ctx ends. kick says that what failed may succeed now, as after a
+// layer came up.
 func (r *Refresher) Run(ctx context.Context, kick <-chan struct{}) {
 	wait := retryFirst
 	for {
 		d, err := r.Store.Take(HTTP(ctx, r.Client, r.Base), r.Now())
 		next := refreshEvery
+		var early <-chan struct{} // only for what failed: a flapping layer is no reason to ask
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -93,14 +94,14 @@ func (r *Refresher) Run(ctx context.Context, kick <-chan struct{}) {
 			wait = retryFirst
 		default:
 			r.Failed(err)
-			next, wait = wait, min(2*wait, retryMost)
+			next, wait, early = wait, min(2*wait, retryMost), kick
 		}
 		// Not all laptops at once, and not at an hour that tells a laptop.
 		next += time.Duration(rand.Int64N(int64(next)/4 + 1))
 		select {
 		case <-ctx.Done():
 			return
-		case <-kick:
+		case <-early:
 		case <-r.After(next):
 		}
 	}
