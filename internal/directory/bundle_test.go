@@ -249,11 +249,12 @@ func TestRefresh(t *testing.T) {
 		Failed:  func(err error) { failed <- err },
 	}
 	done := make(chan struct{})
-	go func() { r.Run(ctx, nil); close(done) }()
+	kick := make(chan struct{}, 1)
+	go func() { r.Run(ctx, kick); close(done) }()
 	if err := <-failed; !strings.Contains(err.Error(), "302") {
 		t.Errorf("a portal: %v", err)
 	}
-	tick <- start
+	kick <- struct{}{} // a layer comes up: no need to wait
 	if err := <-failed; !errors.Is(err, ErrTooLarge) {
 		t.Errorf("a huge timestamp: %v", err)
 	}
@@ -265,6 +266,7 @@ func TestRefresh(t *testing.T) {
 	if wait := <-waits; wait < refreshEvery || wait > refreshEvery*5/4 {
 		t.Errorf("waits %v when all is well", wait)
 	}
+	kick <- struct{}{} // and where all is well, no reason to ask
 	<-served
 	asked = []string{"", ""}
 	s.Yggdrasil.Edges[0].Address = netip.MustParseAddrPort("185.1.1.1:443")
@@ -276,6 +278,9 @@ func TestRefresh(t *testing.T) {
 	cancel()
 	<-done
 	<-served
+	if len(kick) != 1 {
+		t.Error("a layer that came up made it ask again though all was well")
+	}
 	// Only what is new was fetched.
 	if got, want := len(asked)-2, 5; got != want {
 		t.Errorf("%d files were asked for, want %d: %v", got, want, asked)
