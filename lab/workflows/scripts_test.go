@@ -1,0 +1,171 @@
+package workflows
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rhysd/actionlint"
+)
+
+// parse reads one of our workflows.
+func parse(t *testing.T, file string) *actionlint.Workflow {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, errs := actionlint.Parse(data)
+	for _, err := range errs {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// step returns the step of a job that has a name, and the steps before it.
+func step(t *testing.T, w *actionlint.Workflow, job, name string) (*actionlint.Step, []*actionlint.Step) {
+	t.Helper()
+	j := w.Jobs[job]
+	if j == nil {
+		t.Fatalf("there is no job %s", job)
+	}
+	for i, s := range j.Steps {
+		if s.Name != nil && s.Name.Value == name {
+			return s, j.Steps[:i]
+		}
+	}
+	t.Fatalf("the job %s has no step %q", job, name)
+	return nil, nil
+}
+
+// script is what a step runs.
+func script(t *testing.T, s *actionlint.Step) string {
+	t.Helper()
+	run, ok := s.Exec.(*actionlint.ExecRun)
+	if !ok || run.Run == nil {
+		t.Fatal("the step runs nothing")
+	}
+	return run.Run.Value
+}
+
+const (
+	testImage = "registry.example/veilor/os"
+	index     = "sha256:1d"
+	amd64     = "sha256:a6"
+	arm64     = "sha256:a7"
+	oldAMD64  = "sha256:06"
+)
+
+// aRegistry are manifests by what follows the image's name. The new image shares
+// one layer of two with the old one; the index also names an attestation, as
+// buildx pushes them.
+func aRegistry() map[string]string {
+	manifest := func(layers ...string) string {
+		return `{"layers": [` + strings.Join(layers, ", ") + `]}`
+	}
+	layer := func(digest, size string) string { return `{"digest": "` + digest + `", "size": ` + size + `}` }
+	platform := func(digest, os, arch string) string {
+		return `{"digest": "` + digest + `", "platform": {"os": "` + os + `", "architecture": "` + arch + `"}}`
+	}
+	return map[string]string{
+		"@" + index:    `{"manifests": [` + platform(arm64, "linux", "arm64") + ", " + platform(amd64, "linux", "amd64") + ", " + platform("sha256:at", "unknown", "unknown") + `]}`,
+		"@" + amd64:    manifest(layer("sha256:base", "1000"), layer("sha256:new", "30")),
+		"@" + arm64:    manifest(layer("sha256:other", "7")),
+		":44":          `{"manifests": [` + platform(oldAMD64, "linux", "amd64") + `]}`,
+		"@" + oldAMD64: manifest(layer("sha256:base", "1000"), layer("sha256:old", "20")),
+	}
+}
+
+// fakeSkopeo stands for the registry: its answers are files.
+const fakeSkopeo = `#!/bin/sh
+[ "$1 $2" = "inspect --raw" ] || exit 2
+cat "$REGISTRY/$(echo "${3#docker://}" | tr / _)" || { echo "manifest unknown" >&2; exit 1; }
+`
+
+// fakeCosign has seen the signatures that are files, and writes down what it was
+// asked.
+const fakeCosign = `#!/bin/sh
+while [ $# -gt 1 ]; do
+	[ "$1" = --key ] && key=$2
+	shift
+done
+echo "$key $1" >> "$REGISTRY/asked"
+[ -e "$REGISTRY/$(basename "$key") ${1##*@}" ]
+`
+
+// runStep runs a step's script in dir as GitHub does, with programs in front of
+// the machine's.
+func runStep(t *testing.T, dir, text string, registry, programs map[string]string) (string, error) {
+	t.Helper()
+	for _, p := range []string{"bash", "jq"} {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Skipf("SKIPPED, NOT TESTED: the scripts of the workflows. %s is missing; install it with: apt-get install %s", p, p)
+		}
+	}
+	bin, answers := t.TempDir(), filepath.Join(dir, "registry")
+	if err := os.MkdirAll(answers, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for at, manifest := range registry {
+		if err := os.WriteFile(filepath.Join(answers, strings.ReplaceAll(testImage+at, "/", "_")), []byte(manifest), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range programs {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", text)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "REGISTRY="+answers, "IMAGE="+testImage, "DIGEST="+index,
+		"RELEASE=44", "GITHUB_REPOSITORY=veilor/veilor-os", "GITHUB_STEP_SUMMARY="+filepath.Join(dir, "summary"), "GITHUB_OUTPUT="+filepath.Join(dir, "output"))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	return out.String(), err
+}
+
+// What a laptop pulls is measured against the image before, and the first image of
+// a release has none.
+func TestMeasureThePull(t *testing.T) {
+	watch(t)
+	s, _ := step(t, parse(t, ours+"/build-bluebuild.yml"), "promote", "Measure the pull")
+	for _, c := range []struct {
+		name   string
+		change func(map[string]string)
+		pulled int
+		fails  bool
+	}{
+		{"the tag is there", func(map[string]string) {}, 30, false},
+		{"the tag is absent", func(r map[string]string) { delete(r, ":44") }, 1030, false},
+		{"half of the old image is gone", func(r map[string]string) { delete(r, "@"+oldAMD64) }, 1030, false},
+		{"nothing changed", func(r map[string]string) { r["@"+oldAMD64] = r["@"+amd64] }, 0, false},
+		{"the candidate is absent", func(r map[string]string) { delete(r, "@"+index) }, 0, true},
+		{"half of the candidate is gone", func(r map[string]string) { delete(r, "@"+amd64) }, 0, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir, registry := t.TempDir(), aRegistry()
+			c.change(registry)
+			out, err := runStep(t, dir, script(t, s), registry, map[string]string{"skopeo": fakeSkopeo})
+			if (err != nil) != c.fails {
+				t.Fatalf("%v, want a failure: %v\n%s", err, c.fails, out)
+			}
+			if c.fails {
+				return
+			}
+			data, err := os.ReadFile(filepath.Join(dir, "pull.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got struct{ Bytes, Pulled int }
+			if err := json.Unmarshal(data, &got); err != nil || got.Bytes != 1030 || got.Pulled != c.pulled {
+				t.Errorf("%s, want %d of 1030 (%v)\n%s", data, c.pulled, err, out)
+			}
+		})
+	}
+}
