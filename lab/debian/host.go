@@ -42,6 +42,7 @@ var needs = []need{
 	{what: "ip", pkg: "iproute2", missing: noCommand("ip")},
 	{what: "nft", pkg: "nftables", missing: noCommand("nft")},       // tests compare with its reading
 	{what: "Python's venv", pkg: "python3-venv", missing: noPython}, // zizmor judges the workflows
+	{what: "jq", pkg: "jq", missing: noCommand("jq")},               // their scripts are tried
 	{what: "a C compiler", pkg: "gcc", missing: noCommand("cc")},
 	{what: "the C library's headers", pkg: "libc6-dev", missing: noFile("/usr/include/stdlib.h")},
 	{what: "pkg-config", pkg: "pkg-config", missing: noCommand("pkg-config")},

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -167,5 +168,170 @@ func TestMeasureThePull(t *testing.T) {
 				t.Errorf("%s, want %d of 1030 (%v)\n%s", data, c.pulled, err, out)
 			}
 		})
+	}
+}
+
+// What a laptop will pull is asked for by digest, for each platform, and each group
+// must have signed it: with the key of now or the next one.
+func TestCheckWhatClientsCheck(t *testing.T) {
+	watch(t)
+	s, _ := step(t, parse(t, ours+"/build-bluebuild.yml"), "promote", "Check what clients check")
+	signed := func(skip ...string) []string {
+		var all []string
+		for _, key := range []string{"ci.pub", "release.pub"} {
+			for _, digest := range []string{index, amd64, arm64} {
+				if s := key + " " + digest; !slices.Contains(skip, s) {
+					all = append(all, s)
+				}
+			}
+		}
+		return all
+	}
+	for _, c := range []struct {
+		name   string
+		signed []string
+		want   string // part of the complaint
+		change func(map[string]string)
+	}{
+		{"all", signed(), "", nil},
+		{"the next key", append(signed("release.pub "+arm64), "release-next.pub "+arm64), "", nil},
+		{"a platform", signed("release.pub " + amd64), "no key of release has signed " + testImage + "@" + amd64, nil},
+		{"the index", signed("ci.pub " + index), "no key of ci has signed " + testImage + "@" + index, nil},
+		{"no platform", signed(), "names no image for Linux", func(r map[string]string) { r["@"+index] = `{"manifests": []}` }},
+		{"no index", signed(), "names no image for Linux", func(r map[string]string) { r["@"+index] = r["@"+amd64] }},
+		{"no answer", signed(), "manifest unknown", func(r map[string]string) { delete(r, "@"+index) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir, registry := t.TempDir(), aRegistry()
+			if c.change != nil {
+				c.change(registry)
+			}
+			keep(t, dir, "registry", c.signed...)
+			keep(t, dir, "site/keys", "ci.pub", "ci-next.pub", "release.pub", "release-next.pub", "authority.pem")
+			keep(t, dir, "bin")
+			if err := os.WriteFile(filepath.Join(dir, "bin/veilor-forge"), []byte("#!/bin/sh\n[ \"$1 $2\" = 'image verify' ]\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			out, err := runStep(t, dir, script(t, s), registry, map[string]string{"skopeo": fakeSkopeo, "cosign": fakeCosign})
+			if (err != nil) != (c.want != "") || !strings.Contains(out, c.want) {
+				t.Fatalf("%v, want %q\n%s", err, c.want, out)
+			}
+			if c.want != "" {
+				return
+			}
+			asked, err := os.ReadFile(filepath.Join(dir, "registry/asked"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, digest := range []string{index, amd64, arm64} {
+				if !strings.Contains(string(asked), "@"+digest+"\n") {
+					t.Errorf("nobody asked for %s:\n%s", digest, asked)
+				}
+			}
+		})
+	}
+}
+
+// keep makes empty files in a directory below dir.
+func keep(t *testing.T, dir, sub string, names ...string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if err := os.WriteFile(filepath.Join(dir, sub, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Before the release key signs, the CI's key and its provenance must have.
+func TestCheckBeforeTheReleaseKeySigns(t *testing.T) {
+	watch(t)
+	w := parse(t, ours+"/build-bluebuild.yml")
+	_, before := step(t, w, "promote", "Sign with the release key")
+	var s *actionlint.Step
+	for _, b := range before {
+		if b.Name != nil && b.Name.Value == "Check what is about to be signed" {
+			s = b
+		}
+	}
+	if s == nil {
+		t.Fatal("the release key signs before anything is checked")
+	}
+	const verifier = "#!/bin/sh\n[ \"$*\" = \"verify-image $IMAGE@$DIGEST --source-uri github.com/veilor/veilor-os --source-branch main\" ] && [ -e provenance ]\n"
+	for _, c := range []struct {
+		name   string
+		signed []string
+		built  bool
+		good   bool
+	}{
+		{"both", []string{"ci.pub " + index}, true, true},
+		{"by the next key", []string{"ci-next.pub " + index}, true, true},
+		{"not signed", []string{"release.pub " + index}, true, false},
+		{"without provenance", []string{"ci.pub " + index}, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			keep(t, dir, "registry", c.signed...)
+			keep(t, dir, "site/keys", "ci.pub", "ci-next.pub", "release.pub")
+			if c.built {
+				keep(t, dir, ".", "provenance")
+			}
+			out, err := runStep(t, dir, script(t, s), nil, map[string]string{"cosign": fakeCosign, "slsa-verifier": verifier})
+			if (err == nil) != c.good {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// Started by hand on a branch, nothing reaches the tags that clients follow.
+func TestOnlyMainIsBuilt(t *testing.T) {
+	watch(t)
+	w := parse(t, ours+"/build-bluebuild.yml")
+	for _, job := range []string{"build", "promote"} {
+		if c := w.Jobs[job].If; c == nil || c.Value != "github.ref == 'refs/heads/main'" {
+			t.Errorf("%s runs on any branch: %v", job, c)
+		}
+	}
+}
+
+// Where signatures are made, cosign asks nobody whom the egress list blocks.
+func TestCosignSignsTheOldWay(t *testing.T) {
+	watch(t)
+	signs := 0
+	for _, j := range parse(t, ours+"/build-bluebuild.yml").Jobs {
+		for _, s := range j.Steps {
+			run, ok := s.Exec.(*actionlint.ExecRun)
+			if !ok {
+				continue
+			}
+			text := strings.ReplaceAll(run.Run.Value, "\\\n", "")
+			for line := range strings.Lines(text) {
+				if !strings.Contains(line, "cosign sign ") && !strings.Contains(line, "cosign attest ") {
+					continue
+				}
+				signs++
+				for _, flag := range []string{" --new-bundle-format=false ", " --use-signing-config=false "} {
+					if !strings.Contains(line, flag) {
+						t.Errorf("%s lacks %s", strings.TrimSpace(line), flag)
+					}
+				}
+			}
+		}
+	}
+	if signs != 2 {
+		t.Errorf("%d signatures, want one of the image and one of what is in it", signs)
+	}
+}
+
+// GitHub's shell has pipefail only if it is named.
+func TestShellIsNamed(t *testing.T) {
+	watch(t)
+	for _, file := range files(t, ours) {
+		if d := parse(t, file).Defaults; d == nil || d.Run == nil || d.Run.Shell == nil || d.Run.Shell.Value != "bash" {
+			t.Errorf("%s: a failure left of a pipe is not seen; write defaults: run: shell: bash", file)
+		}
 	}
 }
