@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/veilor/veilor-os/internal/overlay"
 	"github.com/veilor/veilor-os/internal/recipe"
 	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/trust"
@@ -45,6 +46,30 @@ func withDownloads(port uint16, reach ...string) func(*world) {
 	}
 }
 
+// keepsScope adds a scope to what is kept of the base's policy.
+func keepsScope(scope string) func(*world) {
+	return func(w *world) {
+		w.files["overlay/base-policy.yaml"].Data = append(w.files["overlay/base-policy.yaml"].Data, "  - {scope: \""+scope+"\", keys: [/usr/share/pki/containers/other.pub]}\n"...)
+	}
+}
+
+// rendersPolicy changes what the renderer makes as policy.json.
+func rendersPolicy(old, new string) func(*world) {
+	return func(w *world) {
+		w.loaded = func(s *Subject) {
+			for i, e := range s.Tree {
+				if e.Path != overlay.PolicyPath {
+					continue
+				}
+				if !strings.Contains(string(e.Data), old) {
+					w.t.Fatalf("policy.json does not contain %s: the test is older", old)
+				}
+				s.Tree[i].Data = []byte(strings.ReplaceAll(string(e.Data), old, new))
+			}
+		}
+	}
+}
+
 // inImage puts a built image beside the checkout.
 func inImage(setuid []string, files ...string) func(*world) {
 	return func(w *world) {
@@ -73,6 +98,8 @@ var breaks = []breakage{
 	{"base-lock", "a digest in the recipe", edits(recipePath, "image-version: 44", "image-version: \"44@sha256:"+strings.Repeat("0", 64)+"\""), "write the tag alone"},
 	{"image-name", "deprecated", func(w *world) { w.site.Image.Ref = "ghcr.io/veilor/veilor-userns" }, `"userns"`},
 	{"release", "in the overlay", puts("overlay/etc/x.conf", "base = fedora-44\n"), "etc/x.conf:1"},
+	{"release", "in a kickstart", puts("kickstart/install.ks", "text\nurl --mirrorlist=https://mirrors.example/fedora-44/x86_64\n"), "kickstart/install.ks:2"},
+	{"release", "in a workflow", puts(".github/workflows/x.yml", "env:\n  # release 44\n  RELEASE: 44\n"), ".github/workflows/x.yml:3"},
 	{"release", "another", edits(recipePath, "veilor-os 44", "veilor-os 43"), `"veilor-os 43"`},
 	{"os-release", "ID", edits(recipePath, "      IMAGE_ID: veilor-os", "      ID: veilor\n      IMAGE_ID: veilor-os"), "sets ID=veilor"},
 	{"os-release", "name", edits(recipePath, "NAME: veilor-os\n", "NAME: other\n"), "NAME is"},
@@ -164,6 +191,10 @@ var breaks = []breakage{
 	{"firewalld", "target", puts("overlay/usr/lib/firewalld/zones/bad.xml", `<?xml version="1.0" encoding="utf-8"?><zone target="MAYBE"><short>x</short></zone>`), "firewalld: "},
 
 	{"policy", "one group", func(w *world) { w.site.Image.Signatures = w.site.Image.Signatures[:1] }, "has 1 requirements"},
+	{"policy", "a tag", keepsScope("ghcr.io/veilor/veilor-os:44"), "the scope ghcr.io/veilor/veilor-os:44 is narrower"},
+	{"policy", "a digest of the mirror", keepsScope("dl.veilor/veilor/veilor-os@sha256:" + strings.Repeat("0", 64)), "is narrower than dl.veilor/veilor/veilor-os,"},
+	{"policy", "another image's signature", rendersPolicy(`"type": "matchRepository"`, `"type": "exactRepository", "dockerRepository": "ghcr.io/other/os"`), "requirement 1 takes signatures of {Type:exactRepository DockerRepository:ghcr.io/other/os}"},
+	{"policy", "the mirror's own", rendersPolicy(`"dockerRepository": "ghcr.io/veilor/veilor-os"`, `"dockerRepository": "dl.veilor/veilor/veilor-os"`), "dl.veilor/veilor/veilor-os: requirement 2 takes"},
 	{"policy", "signing", edits(recipePath, "  - type: os-release", "  - type: signing\n  - type: os-release"), "the module signing"},
 	{"policy-base", "not expected", edits(undo, "      - '\"quay.io/toolbx-images\"'\n", ""), "does not expect the scope quay.io/toolbx-images"},
 	{"policy-base", "not kept", edits("overlay/base-policy.yaml", "  - scope: quay.io/toolbx-images\n    keys: [/usr/share/pki/containers/quay.io-toolbx-images.pub]\n", ""), "does not keep"},
@@ -196,6 +227,8 @@ var breaks = []breakage{
 	{"usbguard", "starts empty", edits(units+"usbguard.service.d/50-veilor.conf", "ConditionFileNotEmpty", "#ConditionFileNotEmpt"), "ConditionFileNotEmpty=/etc/usbguard/rules.conf"},
 	{"usbguard", "in the image", puts("overlay/etc/usbguard/rules.conf", "allow id 1d6b:0002\n"), "different keyboards"},
 	{"usbguard-rules", "syntax", edits("overlay/usr/share/veilor/usbguard.rules", "reject with-interface", "alow with-interface"), "usbguard.rules"},
+	{"usbguard-rules", "an id alone", puts("overlay/usr/share/veilor/usbguard.rules", "allow id 0781:5567 serial \"4C53\"\n"), "a keyboard that carries this id"},
+	{"usbguard-rules", "any interface", puts("overlay/usr/share/veilor/usbguard.rules", "allow id 0781:5567 with-interface one-of { *:*:* }\n"), "a keyboard that carries this id"},
 	{"usbguard-rules", "everything", puts("overlay/usr/share/veilor/usbguard.rules", "allow id *:*\n"), "admits devices"},
 	{"wifi-resume", "hard-coded", edits("overlay/usr/libexec/veilor/wifi-resume", `modprobe "$module"`, "modprobe iwlwifi"), "names the driver iwlwifi"},
 	{"wifi-resume", "power saving", removes("overlay/usr/lib/NetworkManager/conf.d/91-veilor-wifi.conf"), "wifi.powersave=2"},

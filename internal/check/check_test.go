@@ -27,7 +27,7 @@ func repository(t testing.TB) fstest.MapFS {
 	t.Helper()
 	root := filepath.Join("..", "..")
 	tree := fstest.MapFS{}
-	for _, dir := range []string{"overlay", "bluebuild/recipes", "bluebuild/base.lock", "site", "kickstart", "cmd/veilor", "cmd/veilor-ygg"} {
+	for _, dir := range []string{"overlay", "bluebuild/recipes", "bluebuild/base.lock", "site", "kickstart", "cmd/veilor", "cmd/veilor-ygg", workflowsDir} {
 		if _, err := os.Stat(filepath.Join(root, dir)); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -66,6 +66,8 @@ type world struct {
 	files fstest.MapFS
 	site  *site.Site
 	image Image
+	// loaded changes what was made of them.
+	loaded func(*Subject)
 }
 
 func newWorld(t testing.TB, files fstest.MapFS) *world {
@@ -113,6 +115,9 @@ func (w *world) load() *Subject {
 		w.t.Fatal(err)
 	}
 	s.Image = w.image
+	if w.loaded != nil {
+		w.loaded(s)
+	}
 	return s
 }
 

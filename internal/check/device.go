@@ -20,9 +20,9 @@ var deviceRules = []Rule{
 	{
 		ID:     "usbguard-rules",
 		What:   "USBGuard reads the rules that we ship, and none of them admits anything",
-		Why:    "the daemon does not start with a rule that it cannot read; `allow id *:*` admits everything",
+		Why:    "the daemon does not start with a rule that it cannot read; `allow id *:*` admits everything, and an id alone whatever a disk calls itself",
 		Source: "usbguard-rules.conf(5)",
-		Fix:    "correct overlay/usr/share/veilor/usbguard.rules",
+		Fix:    "correct overlay/usr/share/veilor/usbguard.rules; write with-interface into every allow",
 		check:  usbguardRules,
 	},
 	{
@@ -69,8 +69,15 @@ func usbguardRules(ctx context.Context, s *Subject) error {
 	}
 	var p problems
 	for i, line := range strings.Split(string(text), "\n") {
-		if strings.HasPrefix(line, "allow") && (strings.Contains(line, "*:*") && !strings.Contains(line, "with-interface") || !strings.Contains(line, " id ")) {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "allow") {
+			continue
+		}
+		device, interfaces, _ := strings.Cut(line, " with-interface ")
+		if !strings.Contains(device, " id ") || strings.Contains(device, "*:*") {
 			p.addf("/%s:%d admits devices that nobody named: %s", file, i+1, line)
+		}
+		if interfaces == "" || strings.Contains(interfaces, "*:*:*") {
+			p.addf("/%s:%d would admit a keyboard that carries this id: %s", file, i+1, line)
 		}
 	}
 	p.add(laid(map[string][]byte{"rules": text}, func(dir string) error {

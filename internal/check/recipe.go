@@ -2,6 +2,7 @@ package check
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -227,15 +228,19 @@ func releaseNumber(_ context.Context, s *Subject) error {
 		}
 	}
 	look(recipePath, s.RecipeText, false)
-	err := fs.WalkDir(s.Source, overlayDir, func(name string, d fs.DirEntry, err error) error {
-		// Drawings and the list of a base's own texts are full of numbers.
-		if err != nil || !d.Type().IsRegular() || strings.Contains(name, ".svg") || strings.HasSuffix(name, "undo.yaml") {
-			return err
+	for _, dir := range []string{overlayDir, "kickstart", workflowsDir} {
+		if _, err := fs.Stat(s.Source, dir); dir != overlayDir && errors.Is(err, fs.ErrNotExist) {
+			continue
 		}
-		look(name, s.source(name), true)
-		return nil
-	})
-	p.add(err)
+		p.add(fs.WalkDir(s.Source, dir, func(name string, d fs.DirEntry, err error) error {
+			// Drawings and the list of a base's own texts are full of numbers.
+			if err != nil || !d.Type().IsRegular() || strings.Contains(name, ".svg") || strings.HasSuffix(name, "undo.yaml") {
+				return err
+			}
+			look(name, s.source(name), true)
+			return nil
+		}))
+	}
 	return p.err()
 }
 

@@ -24,8 +24,9 @@ import (
 
 // Paths in a checkout.
 const (
-	recipePath = "bluebuild/recipes/recipe.yml"
-	overlayDir = "overlay"
+	recipePath   = "bluebuild/recipes/recipe.yml"
+	overlayDir   = "overlay"
+	workflowsDir = ".github/workflows"
 )
 
 // Image is a built image, as far as rules look into it.

@@ -52,8 +52,11 @@ type requirement struct {
 	Type           string
 	KeyPath        string
 	KeyPaths       []string
-	SignedIdentity struct{ Type, DockerRepository string }
+	SignedIdentity signedIdentity
 }
+
+// signedIdentity says which image a signature must name.
+type signedIdentity struct{ Type, DockerRepository string }
 
 func (r requirement) keys() []string {
 	if r.KeyPath != "" {
@@ -97,7 +100,16 @@ func policy(ctx context.Context, s *Subject) error {
 			}
 		}
 	}
-	for _, scope := range []string{s.Site.Image.Ref, overlay.Mirror(s.Site)} {
+	for scope, as := range map[string]signedIdentity{
+		s.Site.Image.Ref:       {Type: "matchRepository"},
+		overlay.Mirror(s.Site): {Type: "exactRepository", DockerRepository: s.Site.Image.Ref},
+	} {
+		// The narrowest scope decides alone (containers-policy.json(5), docker:).
+		for other := range c.Transports["docker"] {
+			if rest, ok := strings.CutPrefix(other, scope); ok && rest != "" && strings.Contains(":@/", rest[:1]) {
+				p.addf("/%s: the scope %s is narrower than %s, and its requirements count instead", overlay.PolicyPath, other, scope)
+			}
+		}
 		rs := c.Transports["docker"][scope]
 		if len(rs) != len(s.Site.Image.Signatures) || len(rs) < 2 {
 			p.addf("/%s: %s has %d requirements, want one for each of the site's groups, and at least two", overlay.PolicyPath, scope, len(rs))
@@ -110,6 +122,9 @@ func policy(ctx context.Context, s *Subject) error {
 			}
 			if rs[i].Type != "sigstoreSigned" || !slices.Equal(rs[i].keys(), want) {
 				p.addf("/%s: %s: requirement %d is not for the keys of %s", overlay.PolicyPath, scope, i+1, g.Name)
+			}
+			if rs[i].SignedIdentity != as {
+				p.addf("/%s: %s: requirement %d takes signatures of %+v, want %+v", overlay.PolicyPath, scope, i+1, rs[i].SignedIdentity, as)
 			}
 		}
 	}
