@@ -3,6 +3,7 @@ package check
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"regexp"
 	"slices"
 	"strings"
@@ -214,6 +215,12 @@ func updatesMasked(_ context.Context, s *Subject) error {
 	for _, u := range []string{"rpm-ostreed-automatic.timer", "upgrade-on-boot.service"} {
 		if !slices.Contains(masked, u) {
 			p.addf("%s does not mask %s", recipePath, u)
+		}
+		if s.Image != nil {
+			at := "etc/systemd/system/" + u
+			if mode, link, _, ok := s.Image.Lstat(at); !ok || mode.Type() != fs.ModeSymlink || link != "/dev/null" {
+				p.addf("the image: /%s is no link to /dev/null", at)
+			}
 		}
 	}
 	for _, u := range []string{"bootc-fetch-apply-updates.timer"} {

@@ -1,8 +1,10 @@
 package check
 
 import (
+	"io/fs"
 	"slices"
 	"strings"
+	"testing/fstest"
 
 	"github.com/veilor/veilor-os/internal/overlay"
 	"github.com/veilor/veilor-os/internal/recipe"
@@ -25,6 +27,7 @@ const (
 	undo    = "overlay/undo.yaml"
 	mime    = "overlay/etc/xdg/mimeapps.list"
 	managed = "overlay/etc/trivalent/policies/managed/veilor.json.tmpl"
+	wifi    = "usr/libexec/veilor/wifi-resume"
 	askFor  = "overlay/usr/libexec/veilor/install-thorium"
 )
 
@@ -81,6 +84,35 @@ func inImage(setuid []string, files ...string) func(*world) {
 	}
 }
 
+// inBuilt puts an image beside the checkout that has what the rules ask of one, and
+// changes it.
+func inBuilt(change func(fakeImage)) func(*world) {
+	return func(w *world) {
+		w.loaded = func(s *Subject) {
+			f := built(s)
+			change(f)
+			s.Image = f
+		}
+	}
+}
+
+// built is an image as s should become.
+func built(s *Subject) fakeImage {
+	f := fakeImage{modes: map[string]fs.FileMode{}, files: map[string]string{
+		"usr/lib/os-release":                             "NAME=veilor-os\nVERSION_ID=44\nPRETTY_NAME=\"veilor-os 44\"\n",
+		"etc/systemd/system/rpm-ostreed-automatic.timer": "-> /dev/null",
+		"etc/systemd/system/upgrade-on-boot.service":     "-> /dev/null",
+		"usr/lib/systemd/system/tailscaled.service":      "",
+	}}
+	for _, e := range s.Tree {
+		f.files[e.Path], f.modes[e.Path] = string(e.Data), e.Perm()
+		if e.Link != "" {
+			f.files[e.Path] = "-> " + e.Link
+		}
+	}
+	return f
+}
+
 // lockText pins the base as recipe and site name it.
 var lockText = "image: ghcr.io/secureblue/kinoite-main-hardened\nrelease: 44\ndigest: sha256:" + strings.Repeat("0a", 32) + "\ndate: \"2026-11-23\"\n"
 
@@ -102,6 +134,9 @@ var breaks = []breakage{
 	{"release", "in a workflow", puts(".github/workflows/x.yml", "env:\n  # release 44\n  RELEASE: 44\n"), ".github/workflows/x.yml:3"},
 	{"release", "another", edits(recipePath, "veilor-os 44", "veilor-os 43"), `"veilor-os 43"`},
 	{"os-release", "ID", edits(recipePath, "      IMAGE_ID: veilor-os", "      ID: veilor\n      IMAGE_ID: veilor-os"), "sets ID=veilor"},
+	{"os-release", "image", inBuilt(func(f fakeImage) {
+		f.files["usr/lib/os-release"] = "NAME=\"Fedora Linux\"\nPRETTY_NAME=\"veilor-os 44\"\n"
+	}), `NAME is "Fedora Linux", the recipe says "veilor-os"`},
 	{"os-release", "name", edits(recipePath, "NAME: veilor-os\n", "NAME: other\n"), "NAME is"},
 	{"no-rootpw", "kickstart", puts("kickstart/x.ks", "lang en_US\nrootpw --plaintext x\n"), "kickstart/x.ks: rootpw"},
 	{"no-rootpw", "pipe", puts("overlay/usr/libexec/veilor/x", "echo root:x | chpasswd\n"), "chpasswd"},
@@ -113,6 +148,22 @@ var breaks = []breakage{
 	}, "veilor-undo.sh"},
 	{"undo", "no file", removes("overlay/usr/libexec/secureblue/verify-provenance.sh"), "action replace"},
 	{"undo", "broken", puts(undo, "undo: 3\n"), "undo.yaml"},
+	{"skel", "the look", puts("overlay/etc/skel/.config/kdeglobals", "[General]\n"), "write /etc/xdg/kdeglobals"},
+	{"skel", "a font", puts("overlay/etc/skel/.local/share/fonts/x.ttf", ""), "write /usr/share/fonts/x.ttf"},
+	{"skel", "other", puts("overlay/etc/skel/.bashrc", ""), "leave it to the base"},
+	{"image-overlay", "lacks", inBuilt(func(f fakeImage) { delete(f.files, wifi) }), "the image has no /" + wifi},
+	{"image-overlay", "changed", inBuilt(func(f fakeImage) { f.files[wifi] += "exit 1\n" }), "/" + wifi + " is not what the overlay has"},
+	{"image-overlay", "mode", inBuilt(func(f fakeImage) { f.modes[wifi] = 0o644 }), "/" + wifi + " has the mode 644, want 755"},
+	{"image-overlay", "a link", inBuilt(func(f fakeImage) { f.files[wifi] = "-> /usr/bin/true" }), "/" + wifi + " is no file"},
+	{"image-overlay", "no link", func(w *world) {
+		w.files["overlay/etc/link"] = &fstest.MapFile{Data: []byte("/dev/null"), Mode: fs.ModeSymlink | 0o777}
+		inBuilt(func(f fakeImage) { f.files["etc/link"] = "" })(w)
+	}, "/etc/link is no link to /dev/null"},
+	{"image-overlay", "the site's", func(w *world) {
+		inBuilt(func(f fakeImage) { f.files[overlay.SitePath] = "zone: other\n" })(w)
+		loaded := w.loaded
+		w.loaded = func(s *Subject) { loaded(s); s.Missing = nil }
+	}, overlay.SitePath + " is not what the overlay has"},
 	{"usr-etc", "image", inImage(nil, "usr/etc/passwd", "etc/passwd"), "/usr/etc beside /etc"},
 	{"kargs", "blacklist", edits(recipePath, "- nvidia-drm.fbdev=1", "- nvidia-drm.fbdev=1\n      - modprobe.blacklist=nouveau"), "modprobe.blacklist"},
 	{"kargs", "no picture", edits(recipePath, "nvidia-drm.modeset=1", "quiet"), "lack nvidia-drm.modeset=1"},
@@ -146,6 +197,8 @@ var breaks = []breakage{
 	{"xwayland", "twin", edits(undo, "      - /usr/etc/systemd/user/plasma-kwin_wayland.service.d/override.conf\n", "      - /usr/etc/other\n"), "leaves the twin"},
 	{"xwayland", "no switch", edits("overlay/usr/share/veilor/veilor.just", "veilor-xwayland MODE", "xwayland MODE"), "no recipe veilor-xwayland"},
 	{"xwayland", "not imported", edits(undo, "import '/usr/share/veilor/veilor.just'", "import '/usr/share/other.just'"), "does not append"},
+	{"updates", "image", inBuilt(func(f fakeImage) { delete(f.files, "etc/systemd/system/upgrade-on-boot.service") }), "upgrade-on-boot.service is no link to /dev/null"},
+	{"updates", "half masked", inBuilt(func(f fakeImage) { f.files["etc/systemd/system/rpm-ostreed-automatic.timer"] = "" }), "rpm-ostreed-automatic.timer is no link to /dev/null"},
 	{"updates", "timer", edits(recipePath, "        - rpm-ostreed-automatic.timer\n", ""), "does not mask rpm-ostreed-automatic.timer"},
 	{"update-command", "none", func(w *world) {
 		for n := range w.files {
@@ -174,6 +227,10 @@ var breaks = []breakage{
 	{"thorium-by-hand", "layered", edits(askFor, `mkdir -p -- "$home/applications"`, "rpm-ostree install thorium"), "rpm-ostree"},
 	{"thorium-by-hand", "for links", edits(askFor, "Terminal=false", "Terminal=false\nMimeType=text/html;"), "MimeType="},
 
+	{"tailscale", "image without", inBuilt(func(f fakeImage) { delete(f.files, "usr/lib/systemd/system/tailscaled.service") }), "the image has no tailscaled.service"},
+	{"tailscale", "image with it on", inBuilt(func(f fakeImage) {
+		f.files["etc/systemd/system/multi-user.target.wants/tailscaled.service"] = "-> /usr/lib/systemd/system/tailscaled.service"
+	}), "the image starts tailscaled"},
 	{"tailscale", "on", edits(recipePath, "      disabled:\n        - tailscaled.service\n", ""), "does not disable tailscaled.service"},
 	{"tailscale", "no preset", removes("overlay/usr/lib/systemd/system-preset/30-veilor-tailscale.preset"), "no preset disables"},
 	{"tailscale", "not installed", edits(recipePath, "        - tailscale\n", "        - wireguard-tools\n"), "does not install tailscale"},

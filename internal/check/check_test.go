@@ -2,6 +2,7 @@ package check
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io/fs"
 	"os"
@@ -132,10 +133,23 @@ func rule(t testing.TB, id string) Rule {
 	return Rule{}
 }
 
-// fakeImage is an image with the given files; setuid are those with the bit.
+// fakeImage is an image with the given files, of which "-> TARGET" is a link; setuid
+// are those with the bit.
 type fakeImage struct {
 	files  map[string]string
+	modes  map[string]fs.FileMode
 	setuid []string
+}
+
+func (f fakeImage) Lstat(p string) (mode fs.FileMode, link string, sum [sha256.Size]byte, ok bool) {
+	text, ok := f.files[p]
+	if !ok {
+		return 0, "", sum, false
+	}
+	if link, ok := strings.CutPrefix(text, "-> "); ok {
+		return fs.ModeSymlink | 0o777, link, sum, true
+	}
+	return f.modes[p], "", sha256.Sum256([]byte(text)), true
 }
 
 func (f fakeImage) Has(p string) bool {
@@ -177,6 +191,26 @@ func TestRepository(t *testing.T) {
 	}
 	if got := strings.Count(out.String(), "\n"); got < len(results)+1 {
 		t.Errorf("%d lines for %d rules:\n%s", got, len(results), &out)
+	}
+}
+
+// Nothing is wrong with an image that is as it should be, also without what a site
+// lacks yet.
+func TestBuiltImage(t *testing.T) {
+	for _, missing := range []error{nil, errors.New("keys")} {
+		w := newWorld(t, repository(t))
+		inBuilt(func(fakeImage) {})(w)
+		s := w.load()
+		s.Missing = missing
+		want := OK
+		if missing != nil {
+			want = NotChecked
+		}
+		for id, want := range map[string]Status{"image-overlay": want, "os-release": OK, "updates": OK, "tailscale": OK, "policy": OK} {
+			if res := rule(t, id).run(t.Context(), s); res.Status != want {
+				t.Errorf("%s: %s, want %s: %q", id, res.Status, want, res.Problems)
+			}
+		}
 	}
 }
 

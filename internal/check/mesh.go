@@ -88,6 +88,15 @@ func tailscale(_ context.Context, s *Subject) error {
 	if _, verb := presetOf(s, "system", "tailscaled.service"); verb != "disable" {
 		p.addf("no preset disables tailscaled.service")
 	}
+	if s.Image != nil {
+		if !s.Image.Has("usr/lib/systemd/system/tailscaled.service") {
+			p.addf("the image has no tailscaled.service")
+		}
+		const enabled = "etc/systemd/system/multi-user.target.wants/tailscaled.service"
+		if s.Image.Has(enabled) {
+			p.addf("the image starts tailscaled: /%s", enabled)
+		}
+	}
 	return p.err()
 }
 

@@ -2,6 +2,7 @@ package check
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/veilor/veilor-os/internal/overlay"
 	"github.com/veilor/veilor-os/internal/recipe"
 )
 
@@ -136,6 +138,22 @@ var recipeRules = []Rule{
 		check:  undoFirst,
 	},
 	{
+		ID:     "skel",
+		What:   "nothing of ours is copied into homes",
+		Why:    "a home keeps its copy for ever: no update changes it, and it looks like the person's own choice",
+		Source: "useradd(8); XDG Base Directory Specification",
+		Fix:    "move the file to where a home's is looked for next: overlay/etc/xdg or overlay/usr/share",
+		check:  skeleton,
+	},
+	{
+		ID:     "image-overlay",
+		What:   "a built image has every file of the overlay as it is rendered",
+		Why:    "a module that runs later, or another layer, may change or drop what was checked here",
+		Source: "internal/overlay",
+		Fix:    "build the image of this checkout and site, or correct what writes over the file",
+		check:  imageOverlay,
+	},
+	{
 		ID:     "usr-etc",
 		What:   "nothing is in /usr/etc",
 		Why:    "/usr/etc beside /etc is fatal in `bootc container lint`, and merges behave undefined",
@@ -244,7 +262,7 @@ func releaseNumber(_ context.Context, s *Subject) error {
 	return p.err()
 }
 
-func osRelease(_ context.Context, s *Subject) error {
+func osRelease(ctx context.Context, s *Subject) error {
 	if err := s.need("recipe"); err != nil {
 		return err
 	}
@@ -265,6 +283,93 @@ func osRelease(_ context.Context, s *Subject) error {
 	}
 	if got := all[0].Properties["PRETTY_NAME"]; !strings.HasPrefix(got, s.Site.OS.Name) {
 		p.addf("%s: PRETTY_NAME is %q, which does not begin with %s", recipePath, got, s.Site.OS.Name)
+	}
+	if s.Image != nil {
+		text, err := s.Image.Read(ctx, "usr/lib/os-release")
+		if err != nil {
+			p.addf("the image: /usr/lib/os-release: %w", err)
+			return p.err()
+		}
+		for _, k := range []string{"NAME", "PRETTY_NAME"} {
+			want := all[0].Properties[k]
+			if got := shellValue(string(text), k); got != want {
+				p.addf("the image: /usr/lib/os-release: %s is %q, the recipe says %q", k, got, want)
+			}
+		}
+	}
+	return p.err()
+}
+
+// shellValue returns what the last line KEY=VALUE of text gives a key, without
+// quotes (os-release(5)).
+func shellValue(text, key string) string {
+	var v string
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, key+"="); ok {
+			v = strings.Trim(strings.TrimSpace(rest), `"'`)
+		}
+	}
+	return v
+}
+
+// skeletons are where a home's files are, and where programs look next.
+var skeletons = []struct{ home, system string }{
+	{"etc/skel/.config/", "etc/xdg/"},
+	{"etc/skel/.local/share/", "usr/share/"},
+}
+
+func skeleton(_ context.Context, s *Subject) error {
+	if err := s.need("overlay"); err != nil {
+		return err
+	}
+	var p problems
+	for _, e := range s.Tree {
+		if !strings.HasPrefix(e.Path, "etc/skel/") {
+			continue
+		}
+		instead := "leave it to the base"
+		for _, k := range skeletons {
+			if rest, ok := strings.CutPrefix(e.Path, k.home); ok {
+				instead = "write /" + k.system + rest
+			}
+		}
+		p.addf("/%s: %s", e.Path, instead)
+	}
+	return p.err()
+}
+
+func imageOverlay(_ context.Context, s *Subject) error {
+	if err := s.need("overlay"); err != nil {
+		return err
+	}
+	if s.Image == nil {
+		return skipf("no image was given; name one with --image")
+	}
+	var p problems
+	stood := 0
+	for _, e := range s.Tree {
+		// What was rendered with stand-ins is in no image.
+		if e.Group == overlay.Site && s.Missing != nil {
+			stood++
+			continue
+		}
+		mode, link, sum, ok := s.Image.Lstat(e.Path)
+		switch {
+		case !ok:
+			p.addf("the image has no /%s", e.Path)
+		case e.Link != "" && (mode.Type() != fs.ModeSymlink || link != e.Link):
+			p.addf("the image: /%s is no link to %s", e.Path, e.Link)
+		case e.Link != "":
+		case !mode.IsRegular():
+			p.addf("the image: /%s is no file", e.Path)
+		case sum != sha256.Sum256(e.Data):
+			p.addf("the image: /%s is not what the overlay has", e.Path)
+		case mode.Perm() != e.Perm():
+			p.addf("the image: /%s has the mode %o, want %o", e.Path, mode.Perm(), e.Perm())
+		}
+	}
+	if stood > 0 {
+		p.add(skipf("%d files are the site's, which is not complete", stood))
 	}
 	return p.err()
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -36,6 +37,10 @@ type Image interface {
 	Has(path string) bool
 	// Read returns a file's content, fs.ErrNotExist if there is none.
 	Read(ctx context.Context, path string) ([]byte, error)
+	// Lstat returns the type and permission bits of what the image has at a path,
+	// a link's target, and the SHA-256 of a regular file's content. Links are not
+	// followed.
+	Lstat(path string) (mode fs.FileMode, link string, sum [sha256.Size]byte, ok bool)
 	// Setuid are all files with a setuid or setgid bit, sorted.
 	Setuid() []string
 }

@@ -4,9 +4,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -458,6 +460,37 @@ func TestBuildUsrEtc(t *testing.T) {
 		if _, ok := got[p]; !ok {
 			t.Errorf("%s is not in the layers", p)
 		}
+	}
+}
+
+// What an image has at a path is told without following links.
+func TestLstat(t *testing.T) {
+	o := options(t, t.TempDir())
+	writeBase(t, o, imagetest.Base())
+	if _, err := Build(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	b, err := OpenBase(t.Context(), o.Out, "amd64", o.Cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p, want := range map[string]struct {
+		mode    fs.FileMode
+		link    string
+		content string
+	}{
+		"usr/bin/veilor":                             {0o755, "", "program"},
+		"/usr/share/veilor/zone":                     {0o644, "", "veilor\n"},
+		"etc/systemd/system/upgrade-on-boot.service": {fs.ModeSymlink | 0o777, "/dev/null", ""},
+		"etc/containers":                             {fs.ModeDir | 0o711, "", ""},
+	} {
+		mode, link, sum, ok := b.Lstat(p)
+		if !ok || mode != want.mode || link != want.link || (mode.IsRegular() && sum != sha256.Sum256([]byte(want.content))) {
+			t.Errorf("%s: %v %v %q %x", p, ok, mode, link, sum)
+		}
+	}
+	if mode, link, _, ok := b.Lstat("etc/systemd/system/multi-user.target.wants/tailscaled.service"); ok {
+		t.Errorf("what was removed is there: %v %q", mode, link)
 	}
 }
 

@@ -252,6 +252,20 @@ func (b *Base) Has(p string) bool {
 	return ok
 }
 
+// Lstat returns the type and permission bits of what the base has at p, a link's
+// target, and the SHA-256 of a regular file's content. Links are not followed.
+func (b *Base) Lstat(p string) (mode fs.FileMode, link string, sum [sha256.Size]byte, ok bool) {
+	f, _, ok := b.find(clean(p))
+	mode = fs.FileMode(f.mode).Perm()
+	switch f.typ {
+	case tar.TypeSymlink:
+		mode |= fs.ModeSymlink
+	case tar.TypeDir:
+		mode |= fs.ModeDir
+	}
+	return mode, f.link, f.sum, ok
+}
+
 // resolve follows symbolic links from p to a regular file.
 func (b *Base) resolve(p string) (file, error) {
 	p = clean(p)
