@@ -253,6 +253,14 @@ var breaks = []breakage{
 	{"policy", "another image's signature", rendersPolicy(`"type": "matchRepository"`, `"type": "exactRepository", "dockerRepository": "ghcr.io/other/os"`), "requirement 1 takes signatures of {Type:exactRepository DockerRepository:ghcr.io/other/os}"},
 	{"policy", "the mirror's own", rendersPolicy(`"dockerRepository": "ghcr.io/veilor/veilor-os"`, `"dockerRepository": "dl.veilor/veilor/veilor-os"`), "dl.veilor/veilor/veilor-os: requirement 2 takes"},
 	{"policy", "signing", edits(recipePath, "  - type: os-release", "  - type: signing\n  - type: os-release"), "the module signing"},
+	{"next-keys", "one", func(w *world) { w.site.Image.Signatures[1].Keys = w.site.Image.Signatures[1].Keys[:1] }, "release has 1 key"},
+	{"next-keys", "a copy", func(w *world) {
+		key, err := standInKey()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.site.Image.Signatures[0].Keys[0].Data, w.site.Image.Signatures[0].Keys[1].Data = key, key
+	}, "ci has the key 2 twice"},
 	{"policy-base", "not expected", edits(undo, "      - '\"quay.io/toolbx-images\"'\n", ""), "does not expect the scope quay.io/toolbx-images"},
 	{"policy-base", "not kept", edits("overlay/base-policy.yaml", "  - scope: quay.io/toolbx-images\n    keys: [/usr/share/pki/containers/quay.io-toolbx-images.pub]\n", ""), "does not keep"},
 	{"mirror", "tags", edits("overlay/etc/containers/registries.conf.d/50-veilor.conf.tmpl", "digest-only", "all"), "digest-only"},

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -238,15 +239,14 @@ func (s *Subject) undoes(p string) (overlay.Undo, bool) {
 // stand-in, so that everything else can be checked before he does.
 func completed(s *site.Site, now time.Time) (*site.Site, error) {
 	c := *s
-	key, err := standInKey()
-	if err != nil {
-		return nil, err
-	}
+	var failed error
 	fill := func(files []site.File) []site.File {
 		files = slices.Clone(files)
 		for i := range files {
 			if files[i].Data == nil {
-				files[i].Data = key
+				var err error
+				files[i].Data, err = standInKey()
+				failed = errors.Join(failed, err)
 			}
 		}
 		return files
@@ -259,6 +259,9 @@ func completed(s *site.Site, now time.Time) (*site.Site, error) {
 		d := *d
 		d.Keys, d.Addresses.Keys = fill(d.Keys), fill(d.Addresses.Keys)
 		c.Directory = &d
+	}
+	if failed != nil {
+		return nil, failed
 	}
 	if c.Authority.Data == nil {
 		pair, err := trust.Create(s.Zone, now)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/veilor/veilor-os/internal/overlay"
 	"github.com/veilor/veilor-os/internal/recipe"
+	"github.com/veilor/veilor-os/internal/site"
 )
 
 var trustRules = []Rule{
@@ -21,6 +22,15 @@ var trustRules = []Rule{
 		Source: "containers-policy.json(5)",
 		Fix:    "let internal/overlay make policy.json of the site; do not use BlueBuild's module signing, which would write one requirement",
 		check:  policy,
+	},
+	{
+		ID:      "next-keys",
+		What:    "each group that signs images has a key of now and a next one, another",
+		Why:     "clients believe a new key only if an image that the old one signed brought it; a key that is lost or stolen could be followed by none",
+		Source:  "site/veilor.yaml, image.signatures",
+		Fix:     "make the next pair with veilor-forge key generate, keep its private half apart, and name the public one under the group's keys",
+		Pending: "only the operator can make the next pair; until then a change of the key ends all updates",
+		check:   nextKeys,
 	},
 	{
 		ID:     "policy-base",
@@ -139,6 +149,22 @@ func policy(ctx context.Context, s *Subject) error {
 			p.addf("the image: /%s: %w", overlay.PolicyPath, err)
 		} else if s.Missing == nil && string(got) != string(text) {
 			p.addf("the image: /%s is not the one of this site", overlay.PolicyPath)
+		}
+	}
+	return p.err()
+}
+
+func nextKeys(_ context.Context, s *Subject) error {
+	var p problems
+	for _, g := range s.Site.Image.Signatures {
+		if len(g.Keys) < 2 {
+			p.addf("%s has %d key, want the one of now and the next", g.Name, len(g.Keys))
+			continue
+		}
+		for i, k := range g.Keys {
+			if slices.ContainsFunc(g.Keys[:i], func(o site.File) bool { return string(o.Data) == string(k.Data) }) {
+				p.addf("%s has the key %d twice", g.Name, i+1)
+			}
 		}
 	}
 	return p.err()
