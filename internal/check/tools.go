@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,11 @@ var packages = map[string]string{
 	"systemd-analyze":       "systemd",
 	"usbguard-rule-parser":  "usbguard",
 	"visudo":                "sudo",
+}
+
+// Packages are the Debian packages of all tools that rules ask, sorted.
+func Packages() []string {
+	return slices.Compact(slices.Sorted(maps.Values(packages)))
 }
 
 // below are where a directory of tools may have its programs: itself, or the root

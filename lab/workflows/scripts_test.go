@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/rhysd/actionlint"
+
+	"github.com/veilor/veilor-os/internal/check"
 )
 
 // parse reads one of our workflows.
@@ -323,6 +325,28 @@ func TestCosignSignsTheOldWay(t *testing.T) {
 	}
 	if signs != 2 {
 		t.Errorf("%d signatures, want one of the image and one of what is in it", signs)
+	}
+}
+
+// What veilor promises is checked before anything is built, and once more, with
+// nothing left open, of the image that is released; with every tool that is asked.
+func TestPromisesAreChecked(t *testing.T) {
+	watch(t)
+	for _, c := range []struct{ file, job, step, command string }{
+		{"build-bluebuild.yml", "render", "Check what veilor promises", "bin/veilor-forge check'"},
+		{"release.yml", "gates", "Check what veilor promises, and leave nothing open", "bin/veilor-forge check --strict --image oci:out/image "},
+	} {
+		s, _ := step(t, parse(t, ours+"/"+c.file), c.job, c.step)
+		text := script(t, s)
+		if !strings.Contains(text, c.command) {
+			t.Errorf("%s does not run %s:\n%s", c.file, c.command, text)
+		}
+		words := strings.Fields(text)
+		for _, p := range check.Packages() {
+			if !slices.Contains(words, p) {
+				t.Errorf("%s does not install %s", c.file, p)
+			}
+		}
 	}
 }
 
