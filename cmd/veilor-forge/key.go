@@ -64,14 +64,15 @@ func keyGenerate() *cobra.Command {
 		Use:   "generate",
 		Short: "Make a key pair that signs images",
 		Long: `generate makes NAME.key and NAME.pub as "cosign generate-key-pair" does. The
-private half is encrypted; its passphrase is $COSIGN_PASSWORD or is asked. The
-key that BlueBuild's action signs with must have an empty one. Nothing is
-overwritten.
+private half is encrypted; its passphrase is $COSIGN_PASSWORD or is asked. Keys
+that GitHub signs with, of ci and of release, must have an empty one: there the
+secret is the key, and nobody is asked. Nothing is overwritten.
 
 The public half goes to the place that the site file names under
 image.signatures; the private half never goes into git.`,
-		Example: `  veilor-forge key generate --out ~/veilor-keys --name ci`,
-		Args:    exactly(0, "no arguments"),
+		Example: `  veilor-forge key generate --out ~/veilor-keys --name ci
+  COSIGN_PASSWORD= veilor-forge key generate --out ~/veilor-keys --name release`,
+		Args: exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !nameRe.MatchString(name) {
 				return usageError{fmt.Errorf("%q is no name for a key; write for example --name ci", name)}
