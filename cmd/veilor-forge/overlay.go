@@ -156,11 +156,11 @@ func writeRendered(out string, system, scripts overlay.Tree) (err error) {
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return fmt.Errorf("writing the overlay: %w", err)
 	}
-	tmp, err := os.MkdirTemp(filepath.Dir(out), "."+filepath.Base(out)+"-")
+	tmp, free, err := image.WorkDir(out)
 	if err != nil {
 		return fmt.Errorf("writing the overlay: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp), free()) }()
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return fmt.Errorf("writing the overlay: %w", err)
 	}

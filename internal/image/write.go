@@ -42,7 +42,7 @@ func write(ctx context.Context, o Options, img v1.Image) (err error) {
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return fmt.Errorf("writing %s: %w", o.Out, err)
 	}
-	tmp, free, err := workDir(out)
+	tmp, free, err := WorkDir(out)
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", o.Out, err)
 	}
@@ -66,9 +66,9 @@ func write(ctx context.Context, o Options, img v1.Image) (err error) {
 // between being made and being locked.
 const workDirTries = 8
 
-// workDir makes a directory beside out, locked until free is called, and removes
+// WorkDir makes a directory beside out, locked until free is called, and removes
 // those of builds that were killed: their locks went with them.
-func workDir(out string) (dir string, free func() error, err error) {
+func WorkDir(out string) (dir string, free func() error, err error) {
 	pattern := "." + filepath.Base(out) + "-"
 	entries, err := os.ReadDir(filepath.Dir(out))
 	if err != nil {
