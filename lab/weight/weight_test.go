@@ -54,12 +54,12 @@ func modified(t *testing.T, p string) int {
 
 // TestWeight prints the table and fails if an update weighs more than it may.
 func TestWeight(t *testing.T) {
-	if _, err := exec.LookPath("skopeo"); err != nil {
-		t.Skip("NOT MEASURED: skopeo is missing; install it with: apt-get install skopeo")
-	}
 	scratch := t.TempDir()
 	o := options(t, scratch)
-	clients := []Client{&Skopeo{Dir: filepath.Join(scratch, "skopeo"), Log: t.Output()}}
+	var clients []Client
+	if _, err := exec.LookPath("skopeo"); err == nil {
+		clients = append(clients, &Skopeo{Dir: filepath.Join(scratch, "skopeo"), Log: t.Output()})
+	}
 
 	// ostree's importer takes only a real base.
 	tools, program, base := newest(t, "tools-*/root"), newest(t, "bootc-*/bootc"), newest(t, "base-*/oci")
@@ -95,6 +95,29 @@ func TestWeight(t *testing.T) {
 		wallpaper = "usr/share/wallpapers/veilor/contents/images/3840x2160.jpg"
 		replace(t, source, wallpaper, 2<<20, 1)
 	}
+	oneFile := Change{Name: "one configuration file", Overlay: func(dir string) error {
+		f, err := os.OpenFile(filepath.Join(dir, "usr/lib/systemd/system/veilor-mesh.service"), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = io.WriteString(f, "# changed\n")
+		return errors.Join(err, f.Close())
+	}}
+	// First, while the cache of o is empty; and with the go command, which has to see
+	// that no program changed.
+	atDesk := o
+	atDesk.Programs = func(ctx context.Context) (overlay.Tree, error) { return compile(ctx, scratch) }
+	rebuild, err := MeasureRebuild(t.Context(), atDesk, source, scratch, oneFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("on %s: %s", o.Base, rebuild)
+	if err := rebuild.Check(); err != nil {
+		t.Error(err)
+	}
+	if len(clients) == 0 {
+		t.Skip("what clients fetch was NOT MEASURED: skopeo is missing; install it with: apt-get install skopeo")
+	}
 	rows, err := Measure(t.Context(), o, source, scratch, []Change{
 		{Name: "one program", Programs: func(tree overlay.Tree) overlay.Tree {
 			tree = slices.Clone(tree)
@@ -103,14 +126,7 @@ func TestWeight(t *testing.T) {
 			tree[0].Data = data
 			return tree
 		}},
-		{Name: "one configuration file", Overlay: func(dir string) error {
-			f, err := os.OpenFile(filepath.Join(dir, "usr/lib/systemd/system/veilor-mesh.service"), os.O_APPEND|os.O_WRONLY, 0)
-			if err != nil {
-				return err
-			}
-			_, err = io.WriteString(f, "# changed\n")
-			return errors.Join(err, f.Close())
-		}},
+		oneFile,
 		{Name: "one picture", Overlay: func(dir string) error {
 			info, err := os.Stat(filepath.Join(dir, wallpaper))
 			if err != nil {
@@ -125,7 +141,10 @@ func TestWeight(t *testing.T) {
 	}
 	t.Logf("\n%s", Table(rows))
 	if out := os.Getenv("VEILOR_WEIGHT_JSON"); out != "" {
-		data, err := json.MarshalIndent(rows, "", "  ")
+		data, err := json.MarshalIndent(struct {
+			Rebuild Rebuild `json:"rebuild"`
+			Updates []Row   `json:"updates"`
+		}{rebuild, rows}, "", "  ")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -144,6 +163,10 @@ func TestWeight(t *testing.T) {
 			t.Errorf("%s, by %s: %d bytes fetched for %d that changed; something was not counted", r.Change, r.Client, r.Pulled, r.Ideal)
 		}
 	}
+}
+
+func compile(ctx context.Context, scratch string) (overlay.Tree, error) {
+	return overlay.BuildPrograms(ctx, filepath.Join("..", ".."), filepath.Join(scratch, "programs"), "amd64")
 }
 
 // options build on a small base of the test's own.
@@ -166,7 +189,7 @@ func options(t *testing.T, scratch string) image.Options {
 		t.Fatal(err)
 	}
 	// Once: a table is of one state of the sources.
-	programs, err := overlay.BuildPrograms(t.Context(), filepath.Join("..", ".."), filepath.Join(scratch, "programs"), "amd64")
+	programs, err := compile(t.Context(), scratch)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,6 +239,22 @@ func replace(t *testing.T, root, name string, size int, seed byte) {
 	}
 	if err := os.WriteFile(at, data, 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestRebuildCheck(t *testing.T) {
+	for _, c := range []struct {
+		r    Rebuild
+		good bool
+	}{
+		{Rebuild{First: time.Minute, Again: RebuildLimit, Layers: 9, New: 2}, true},
+		{Rebuild{First: time.Minute, Again: RebuildLimit + 1, Layers: 9, New: 2}, false},
+		{Rebuild{First: time.Minute, Again: 1, Layers: 9, New: 3}, false},
+		{Rebuild{First: time.Minute, Again: 1, Layers: 9}, false}, // the change was not built
+	} {
+		if err := c.r.Check(); (err == nil) != c.good {
+			t.Errorf("%+v: %v", c.r, err)
+		}
 	}
 }
 
