@@ -51,7 +51,10 @@ func (k Known) Find(w Wanted) (Subject, error) {
 	for _, m := range k.Machines {
 		if InList(s, m) {
 			found = true
-			s.Addresses = append(s.Addresses, m.Tailnet...)
+			// The address of one that is revoked may be another machine's by now.
+			if !m.Revoked {
+				s.Addresses = append(s.Addresses, m.Tailnet...)
+			}
 			if m.Yggdrasil != "" {
 				s.Keys = append(s.Keys, m.Yggdrasil)
 			}

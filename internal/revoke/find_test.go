@@ -16,16 +16,22 @@ import (
 
 func TestFind(t *testing.T) {
 	addr := func(s string) []netip.Addr { return []netip.Addr{netip.MustParseAddr(s)} }
-	const bobKey = site.Key("bb00000000000000000000000000000000000000000000000000000000000002")
+	const (
+		bobKey = site.Key("bb00000000000000000000000000000000000000000000000000000000000002")
+		gusKey = site.Key("dd00000000000000000000000000000000000000000000000000000000000004")
+	)
 	known := Known{
 		Nodes: []headscale.Node{
 			{ID: "7", Name: "ann", MachineKey: "mkey:07", Addresses: addr("100.64.0.7")},
 			{ID: "8", Name: "bobs-laptop", MachineKey: "mkey:08", Addresses: addr("100.64.0.8")},
 			{ID: "9", Name: "eve", MachineKey: "mkey:09", Addresses: addr("100.64.0.9")},
 		},
-		Edges:    []edge.Node{{Key: annKey, Name: "ann"}},
-		Machines: []tier.Machine{{Name: "bob", Tailnet: addr("100.64.0.8"), Yggdrasil: bobKey}, {Name: "eve", Tailnet: addr("100.64.0.7")}},
-		Past:     []Order{{Subject: Subject{Name: "old", Keys: []site.Key{annKey}, Nodes: []string{"3"}, Addresses: addr("100.64.0.7")}}},
+		Edges: []edge.Node{{Key: annKey, Name: "ann"}},
+		Machines: []tier.Machine{
+			{Name: "bob", Tailnet: addr("100.64.0.8"), Yggdrasil: bobKey}, {Name: "eve", Tailnet: addr("100.64.0.7")},
+			{Name: "gus", Revoked: true, Tailnet: addr("100.64.0.7"), Yggdrasil: gusKey},
+		},
+		Past: []Order{{Subject: Subject{Name: "old", Keys: []site.Key{annKey}, Nodes: []string{"3"}, Addresses: addr("100.64.0.7")}}},
 	}
 	whole := Subject{Name: "ann", Keys: []site.Key{annKey}, Nodes: []string{"7"}, MachineKeys: []string{"mkey:07"}, Addresses: addr("100.64.0.7")}
 	for name, c := range map[string]struct {
@@ -41,6 +47,7 @@ func TestFind(t *testing.T) {
 		"no node":                   {wanted: Wanted{Name: "ann", NoNode: true}, want: Subject{Name: "ann", NoNode: true, Keys: []site.Key{annKey}}},
 		"a key that nobody knows":   {wanted: Wanted{Keys: []site.Key{"cc00000000000000000000000000000000000000000000000000000000000003"}}, want: Subject{Name: "key-cc00000000000000", Keys: []site.Key{"cc00000000000000000000000000000000000000000000000000000000000003"}}},
 		"revoked before":            {wanted: Wanted{Name: "Old"}, want: Subject{Name: "old", Keys: []site.Key{annKey}, Nodes: []string{"3"}}},
+		"revoked in the list":       {wanted: Wanted{Name: "gus"}, want: Subject{Name: "gus", Keys: []site.Key{gusKey}}},
 		"unknown":                   {wanted: Wanted{Name: "anm"}, err: `"anm": no such machine; did you mean ann`},
 		"unknown to those who talk": {wanted: Wanted{Name: "zoe"}, partly: true, want: Subject{Name: "zoe"}},
 		"two may be meant":          {wanted: Wanted{Name: "eve"}, err: "eve may be node 9 by its name or node 7 by its address in the list of machines; say which with --node ID"},
