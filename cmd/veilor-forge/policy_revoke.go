@@ -70,7 +70,8 @@ with it are ended. Then all of them are read again, and the table says who has c
 The machine is named as Headscale or an edge knows it, or by --node or --key.
 What joins a tailnet node with a Yggdrasil key is the name that the edge was
 told, or a list of machines (--machines, as policy render reads it), in which it
-is also marked as revoked. If no edge knows the name, give the key.
+is also marked as revoked. If no edge knows the name, give the key; if Headscale
+does not, the node's id (its owner may have renamed it).
 
 Whoever does not answer is asked again by "policy revoke --resume": the order is
 a file under --queue before anything is done. Exit code 1 means that somebody has
@@ -156,14 +157,15 @@ func (r *revocation) prepare() error {
 	if r.site = s; s != nil && r.control == "" {
 		r.control = s.Control.URL
 	}
-	if !r.wanted.NoNode {
+	if !r.wanted.NoNode || r.control != "" {
 		u, err := url.Parse(r.control)
 		if err != nil || u.Host == "" || (u.Scheme != "https" && !(u.Scheme == "http" && isLoopback(u.Hostname()))) {
 			return usageError{fmt.Errorf("--control %q: the API key goes there, so it must be an https URL", r.control)}
 		}
-		if err := r.readAPIKey(); err != nil {
-			return err
-		}
+	}
+	// With --no-node too: an order may be pending that waits for the tailnet.
+	if err := r.readAPIKey(); err != nil {
+		return err
 	}
 	if r.dir == "" {
 		if r.dir, err = queueDir(); err != nil {

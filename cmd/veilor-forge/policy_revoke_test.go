@@ -17,7 +17,8 @@ import (
 )
 
 // fakeFleet runs a Headscale ($HEADSCALE) and an edge ($EDGE) that know laptop-7f
-// and ann, who has a phone of the same name, and remember what they forget.
+// and ann, and remember what they forget. Headscale has zoe's laptop as zed: its
+// owner renamed it.
 func fakeFleet(ts *testscript.TestScript, _ bool, _ []string) {
 	type node struct {
 		ID         string   `json:"id"`
@@ -34,6 +35,7 @@ func fakeFleet(ts *testscript.TestScript, _ bool, _ []string) {
 		{"7", "laptop-7f", "mkey:07", joined, []string{"100.64.0.7"}, guests},
 		{"8", "ann", "mkey:08", joined, []string{"100.64.0.8"}, guests},
 		{"9", "bob", "mkey:09", joined, []string{"100.64.0.9"}, guests},
+		{"10", "zed", "mkey:10", joined, []string{"100.64.0.10"}, guests},
 	}
 	var mu sync.Mutex
 	write := func(w http.ResponseWriter, v any) { json.NewEncoder(w).Encode(v) }
@@ -59,7 +61,7 @@ func fakeFleet(ts *testscript.TestScript, _ bool, _ []string) {
 	key := func(last string) site.Key {
 		return site.Key("aa000000000000000000000000000000000000000000000000000000000000" + last)
 	}
-	list := edge.List{Nodes: []edge.Node{{Key: key("07"), Name: "laptop-7f", Tier: "guest"}, {Key: key("08"), Name: "ann", Tier: "guest"}}, Revoked: []site.Key{}, Links: []edge.Link{{Key: key("07")}}}
+	list := edge.List{Nodes: []edge.Node{{Key: key("07"), Name: "laptop-7f", Tier: "guest"}, {Key: key("08"), Name: "ann", Tier: "guest"}, {Key: key("10"), Name: "zoe", Tier: "guest"}, {Key: key("11"), Name: "quinn", Tier: "guest"}}, Revoked: []site.Key{}, Links: []edge.Link{{Key: key("07")}}}
 	door := http.NewServeMux()
 	door.HandleFunc("GET "+edge.NodesPath, func(w http.ResponseWriter, _ *http.Request) {
 		mu.Lock()

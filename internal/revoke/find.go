@@ -82,15 +82,26 @@ func (k Known) Find(w Wanted) (Subject, error) {
 		}
 	}
 	s = s.plain()
+	for _, o := range k.Past {
+		if !strings.EqualFold(o.Subject.Name, s.Name) {
+			continue
+		}
+		// Its addresses may be another machine's by now.
+		o.Subject.Addresses = nil
+		if !found {
+			return o.Subject.with(Subject{NoKey: w.NoKey, NoNode: w.NoNode}), nil
+		}
+		// Headscale knows no more of a node that is gone, and the name alone does
+		// not say that it is. Another key is another machine of that name.
+		another := slices.ContainsFunc(s.Keys, func(key site.Key) bool { return !slices.Contains(o.Subject.Keys, key) })
+		if !w.NoNode && !another {
+			s.Nodes = append(s.Nodes, o.Subject.Nodes...)
+			s.MachineKeys = append(s.MachineKeys, o.Subject.MachineKeys...)
+		}
+	}
+	s = s.plain()
 	if found {
 		return s, nil
-	}
-	for _, o := range k.Past {
-		if strings.EqualFold(o.Subject.Name, w.Name) {
-			// Its addresses may be another machine's by now.
-			o.Subject.Addresses = nil
-			return o.Subject, nil
-		}
 	}
 	if k.Partly {
 		return s, nil // it may be known to who does not answer

@@ -19,6 +19,7 @@ func TestFind(t *testing.T) {
 	const (
 		bobKey = site.Key("bb00000000000000000000000000000000000000000000000000000000000002")
 		gusKey = site.Key("dd00000000000000000000000000000000000000000000000000000000000004")
+		newKey = site.Key("ee00000000000000000000000000000000000000000000000000000000000005")
 	)
 	known := Known{
 		Nodes: []headscale.Node{
@@ -26,12 +27,17 @@ func TestFind(t *testing.T) {
 			{ID: "8", Name: "bobs-laptop", MachineKey: "mkey:08", Addresses: addr("100.64.0.8")},
 			{ID: "9", Name: "eve", MachineKey: "mkey:09", Addresses: addr("100.64.0.9")},
 		},
-		Edges: []edge.Node{{Key: annKey, Name: "ann"}},
+		Edges: []edge.Node{{Key: annKey, Name: "ann"}, {Key: newKey, Name: "fay"}},
 		Machines: []tier.Machine{
 			{Name: "bob", Tailnet: addr("100.64.0.8"), Yggdrasil: bobKey}, {Name: "eve", Tailnet: addr("100.64.0.7")},
-			{Name: "gus", Revoked: true, Tailnet: addr("100.64.0.7"), Yggdrasil: gusKey},
+			{Name: "gus", Revoked: true, Tailnet: addr("100.64.0.7"), Yggdrasil: gusKey}, {Name: "hal", Revoked: true, Tailnet: addr("100.64.0.9")},
 		},
-		Past: []Order{{Subject: Subject{Name: "old", Keys: []site.Key{annKey}, Nodes: []string{"3"}, Addresses: addr("100.64.0.7")}}},
+		Past: []Order{
+			{Subject: Subject{Name: "old", Keys: []site.Key{annKey}, Nodes: []string{"3"}, Addresses: addr("100.64.0.7")}},
+			{Subject: Subject{Name: "hal", NoKey: true, Nodes: []string{"4"}, MachineKeys: []string{"mkey:04"}, Addresses: addr("100.64.0.9")}},
+			{Subject: Subject{Name: "fay", Keys: []site.Key{annKey}, Nodes: []string{"5"}}},
+			{Subject: Subject{Name: "ivy"}},
+		},
 	}
 	whole := Subject{Name: "ann", Keys: []site.Key{annKey}, Nodes: []string{"7"}, MachineKeys: []string{"mkey:07"}, Addresses: addr("100.64.0.7")}
 	for name, c := range map[string]struct {
@@ -40,17 +46,21 @@ func TestFind(t *testing.T) {
 		want   Subject
 		err    string
 	}{
-		"by name":                   {wanted: Wanted{Name: "ann"}, want: whole},
-		"by key, name from edge":    {wanted: Wanted{Keys: []site.Key{annKey}}, want: whole},
-		"by id, name from node":     {wanted: Wanted{Nodes: []string{"7"}}, want: whole},
-		"by the list's address":     {wanted: Wanted{Name: "bob"}, want: Subject{Name: "bob", Keys: []site.Key{bobKey}, Nodes: []string{"8"}, MachineKeys: []string{"mkey:08"}, Addresses: addr("100.64.0.8")}},
-		"no node":                   {wanted: Wanted{Name: "ann", NoNode: true}, want: Subject{Name: "ann", NoNode: true, Keys: []site.Key{annKey}}},
-		"a key that nobody knows":   {wanted: Wanted{Keys: []site.Key{"cc00000000000000000000000000000000000000000000000000000000000003"}}, want: Subject{Name: "key-cc00000000000000", Keys: []site.Key{"cc00000000000000000000000000000000000000000000000000000000000003"}}},
-		"revoked before":            {wanted: Wanted{Name: "Old"}, want: Subject{Name: "old", Keys: []site.Key{annKey}, Nodes: []string{"3"}}},
-		"revoked in the list":       {wanted: Wanted{Name: "gus"}, want: Subject{Name: "gus", Keys: []site.Key{gusKey}}},
-		"unknown":                   {wanted: Wanted{Name: "anm"}, err: `"anm": no such machine; did you mean ann`},
-		"unknown to those who talk": {wanted: Wanted{Name: "zoe"}, partly: true, want: Subject{Name: "zoe"}},
-		"two may be meant":          {wanted: Wanted{Name: "eve"}, err: "eve may be node 9 by its name or node 7 by its address in the list of machines; say which with --node ID"},
+		"by name":                    {wanted: Wanted{Name: "ann"}, want: whole},
+		"by key, name from edge":     {wanted: Wanted{Keys: []site.Key{annKey}}, want: whole},
+		"by id, name from node":      {wanted: Wanted{Nodes: []string{"7"}}, want: whole},
+		"by the list's address":      {wanted: Wanted{Name: "bob"}, want: Subject{Name: "bob", Keys: []site.Key{bobKey}, Nodes: []string{"8"}, MachineKeys: []string{"mkey:08"}, Addresses: addr("100.64.0.8")}},
+		"no node":                    {wanted: Wanted{Name: "ann", NoNode: true}, want: Subject{Name: "ann", NoNode: true, Keys: []site.Key{annKey}}},
+		"a key that nobody knows":    {wanted: Wanted{Keys: []site.Key{"cc00000000000000000000000000000000000000000000000000000000000003"}}, want: Subject{Name: "key-cc00000000000000", Keys: []site.Key{"cc00000000000000000000000000000000000000000000000000000000000003"}}},
+		"revoked before":             {wanted: Wanted{Name: "Old"}, want: Subject{Name: "old", Keys: []site.Key{annKey}, Nodes: []string{"3"}}},
+		"revoked in the list":        {wanted: Wanted{Name: "gus"}, want: Subject{Name: "gus", Keys: []site.Key{gusKey}}},
+		"both":                       {wanted: Wanted{Name: "hal"}, want: Subject{Name: "hal", Nodes: []string{"4"}, MachineKeys: []string{"mkey:04"}}},
+		"both, no node":              {wanted: Wanted{Name: "hal", NoNode: true}, want: Subject{Name: "hal", NoNode: true}},
+		"another of the name":        {wanted: Wanted{Name: "fay"}, want: Subject{Name: "fay", Keys: []site.Key{newKey}}},
+		"pending, no node after all": {wanted: Wanted{Name: "ivy", NoNode: true}, want: Subject{Name: "ivy", NoNode: true}},
+		"unknown":                    {wanted: Wanted{Name: "anm"}, err: `"anm": no such machine; did you mean ann`},
+		"unknown to those who talk":  {wanted: Wanted{Name: "zoe"}, partly: true, want: Subject{Name: "zoe"}},
+		"two may be meant":           {wanted: Wanted{Name: "eve"}, err: "eve may be node 9 by its name or node 7 by its address in the list of machines; say which with --node ID"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			known.Partly = c.partly

@@ -133,13 +133,30 @@ func (s edgeStep) refused(ctx context.Context, keys []site.Key) error {
 // tailnetStep deletes the machine's nodes and what would let it join again.
 type tailnetStep struct{ c *headscale.Client }
 
+var (
+	errNoNode = errors.New("no node of this machine is known: its owner may have renamed it; say which with --node, or --no-node if it is not in the tailnet")
+	errLate   = errors.New("its node was not known when the server was asked before; it is asked again")
+)
+
 func (s tailnetStep) Close(ctx context.Context, o Order) (string, error) {
+	onlyNamed := o.Subject.onlyNamed()
+	if onlyNamed {
+		// What is deleted without its id being written down cannot be told from
+		// what was renamed.
+		nodes, err := s.c.Nodes(ctx)
+		if err != nil {
+			return "", noWayIn(err)
+		}
+		if slices.ContainsFunc(nodes, o.matches) {
+			return "", errLate
+		}
+	}
 	gone, err := s.c.Evict(ctx, o.matches, o.Subject.PreAuthKeys)
-	switch {
-	case errors.Is(err, headscale.ErrUnauthorized):
-		return "", fmt.Errorf("%w: %w", ErrClosed, err)
-	case err != nil:
-		return "", err
+	if err != nil {
+		return "", noWayIn(err)
+	}
+	if onlyNamed {
+		return "", errNoNode
 	}
 	what := "no node of it is there"
 	if len(gone.Nodes) > 0 {
@@ -149,6 +166,14 @@ func (s tailnetStep) Close(ctx context.Context, o Order) (string, error) {
 		what += "; expired pre-auth key " + strings.Join(gone.Keys, ", ")
 	}
 	return what, nil
+}
+
+// noWayIn marks an error that every order would get.
+func noWayIn(err error) error {
+	if errors.Is(err, headscale.ErrUnauthorized) {
+		return fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	return err
 }
 
 // Learn is for [Learner].
@@ -182,6 +207,9 @@ func (s tailnetStep) Check(ctx context.Context, o Order) error {
 		if o.matches(n) {
 			return fmt.Errorf("node %s (%s) is there", n.ID, n.Name)
 		}
+	}
+	if o.Subject.onlyNamed() {
+		return errNoNode
 	}
 	return nil
 }

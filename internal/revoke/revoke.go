@@ -75,6 +75,13 @@ func (s Subject) with(o Subject) Subject {
 	return s
 }
 
+// onlyNamed says that nothing but the name leads to its nodes. Headscale takes
+// that from the machine, whose owner may have changed it: that no node has it
+// does not say that there is none.
+func (s Subject) onlyNamed() bool {
+	return !s.NoNode && len(s.Nodes) == 0 && len(s.MachineKeys) == 0 && len(s.Addresses) == 0
+}
+
 // all are its addresses on all layers.
 func (s Subject) all() []netip.Addr {
 	as := slices.Clone(s.Addresses)
