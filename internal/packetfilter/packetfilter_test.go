@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -103,6 +104,30 @@ func TestOnlySetsChange(t *testing.T) {
 	}
 	if before.String() == after.String() {
 		t.Error("and no set either")
+	}
+}
+
+// An address that a revoked machine had is the next one's only.
+func TestAddressPassesOn(t *testing.T) {
+	a := []netip.Addr{netip.MustParseAddr("100.64.0.8")}
+	f, err := town(t).Policy().Fleet(
+		tier.Machine{Name: "lost", Tier: "guest", Tailnet: a, Revoked: true},
+		tier.Machine{Name: "next", Tier: "guest", Tailnet: a},
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, _ := f.ByName("nullstone")
+	table, err := Compile(f, self, tier.Tailnet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := map[string]bool{}
+	for _, s := range table.Sets {
+		in[s.Name] = slices.Contains(s.Addresses, a[0])
+	}
+	if !in["tier_guest_4"] || in["revoked_4"] {
+		t.Errorf("it is in %v", in)
 	}
 }
 

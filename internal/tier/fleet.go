@@ -106,7 +106,8 @@ type Fleet struct {
 }
 
 // Fleet joins the site's hosts with further machines and checks that no name
-// and no address has two owners. A further machine may carry the name of a
+// and no address has two owners; only a tailnet address of a revoked machine may
+// be another's by now, and is then the other's alone. A further machine may carry the name of a
 // host of the site to add addresses to it; it must then have the same tier.
 func (p *Policy) Fleet(more ...Machine) (*Fleet, error) {
 	f := &Fleet{policy: p, byName: map[string]int{}, byAddress: map[netip.Addr]int{}}
@@ -143,11 +144,20 @@ func (p *Policy) Fleet(more ...Machine) (*Fleet, error) {
 	}
 	for i, m := range f.machines {
 		for _, a := range append(slices.Clone(m.Tailnet), m.Addresses(Yggdrasil)...) {
-			if j, ok := f.byAddress[a]; ok && j != i {
+			j, taken := f.byAddress[a]
+			switch {
+			case !taken || j == i:
+				f.byAddress[a] = i
+			case LayerOf(a) == Tailnet && (m.Revoked || f.machines[j].Revoked):
+				// Headscale gave it to the next machine, which may be gone too.
+				old := i
+				if !m.Revoked {
+					old, f.byAddress[a] = j, i
+				}
+				f.machines[old].Tailnet = slices.DeleteFunc(slices.Clone(f.machines[old].Tailnet), func(b netip.Addr) bool { return a == b })
+			default:
 				errs = append(errs, fmt.Errorf("machine %s: its address %s is also that of %s; one of the two is wrong", m.Name, a, f.machines[j].Name))
-				continue
 			}
-			f.byAddress[a] = i
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -234,6 +234,8 @@ func TestFleetMistakes(t *testing.T) {
 		{"short identity", []Machine{{Name: "ann", Reticulum: "01"}}, "is no Reticulum identity"},
 		{"a guest called nullstone", []Machine{{Name: "nullstone", Tier: "guest"}}, `the site has it in tier infra, this list in "guest"`},
 		{"nullstone elsewhere", []Machine{{Name: "nullstone", Tier: "infra", Tailnet: []netip.Addr{a("100.64.0.77")}}}, "the site has it at 100.64.0.1"},
+		{"key of a revoked machine", []Machine{{Name: "ann", Yggdrasil: key(50), Revoked: true}, {Name: "ben", Yggdrasil: key(50)}}, "is also that of ann"},
+		{"two live ones", []Machine{{Name: "ann", Tailnet: []netip.Addr{a("100.64.0.9")}}, {Name: "ben", Tailnet: []netip.Addr{a("100.64.0.9")}}}, "is also that of ann"},
 		{"nullstone's IPv6", []Machine{{Name: "nullstone", Tier: "infra", Tailnet: []netip.Addr{a("100.64.0.1"), a("fd7a:115c:a1e0::1")}}}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -245,6 +247,32 @@ func TestFleetMistakes(t *testing.T) {
 				t.Errorf("got  %v\nwant …%s…", err, c.want)
 			}
 		})
+	}
+}
+
+// Headscale gives the address of a deleted node to the next one.
+func TestAddressPassesOn(t *testing.T) {
+	p := policy(t, town())
+	old := Machine{Name: "old", Tier: "guest", Revoked: true, Tailnet: []netip.Addr{netip.MustParseAddr("100.64.0.9"), netip.MustParseAddr("fd7a:115c:a1e0::9")}}
+	next := Machine{Name: "next", Tier: "guest", Tailnet: old.Tailnet[:1]}
+	older := Machine{Name: "older", Tier: "guest", Revoked: true, Tailnet: old.Tailnet[:1]}
+	for _, ms := range [][]Machine{{older, old, next}, {next, old, older}, {old, next, older}} {
+		f, err := p.Fleet(ms...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, _ := f.ByAddress(old.Tailnet[0]); m.Name != "next" {
+			t.Errorf("the address is that of %s", m.Name)
+		}
+		if m, _ := f.ByName("old"); len(m.Tailnet) != 1 || m.Tailnet[0] != old.Tailnet[1] {
+			t.Errorf("the revoked one has %v", m.Tailnet)
+		}
+		if m, _ := f.ByName("older"); len(m.Tailnet) != 0 {
+			t.Errorf("the one revoked before has %v", m.Tailnet)
+		}
+		if len(old.Tailnet) != 2 || old.Tailnet[0] != next.Tailnet[0] {
+			t.Errorf("the caller's list was changed: %v", old.Tailnet)
+		}
 	}
 }
 
