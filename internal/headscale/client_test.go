@@ -383,6 +383,12 @@ func TestMachines(t *testing.T) {
 		{ID: "2", Name: "srv-1", Tags: []string{"tag:infra"}, Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd7a:115c:a1e0::1")}},
 		{ID: "3", Name: "Nullstone", Tags: []string{"tag:guest"}, Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.2")}},
 		{ID: "4", Name: "somebody", Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.4")}},
+		{ID: "5", Name: "Guest", Tags: []string{"tag:guest"}},
+		{ID: "6", Name: "admin", Tags: []string{"tag:guest"}},
+		{ID: "7", Name: "infra", Tags: []string{"tag:guest"}},
+		{ID: "8", Name: "stranger", Tags: []string{"tag:guest"}},
+		{ID: "9", Name: "revoked", Tags: []string{"tag:guest"}},
+		{ID: "10", Name: "node-3", Tags: []string{"tag:guest"}},
 	}
 	ms, err := Machines(p, nodes)
 	if err != nil {
@@ -395,8 +401,10 @@ func TestMachines(t *testing.T) {
 	if m, _ := f.ByName("nullstone"); len(m.Tailnet) != 2 {
 		t.Errorf("the host did not get its second address: %+v", m)
 	}
-	if m, _ := f.ByName("node-3"); m.Tier != "guest" {
-		t.Errorf("a guest that calls itself nullstone: %+v", m)
+	for _, name := range []string{"node#3", "node#5", "node#6", "node#7", "node#8", "node#9", "node-3"} {
+		if m, _ := f.ByName(name); m.Tier != "guest" {
+			t.Errorf("a guest that calls itself as others are called: %s is %+v", name, m)
+		}
 	}
 	for _, bad := range [][]string{{"tag:guest", "tag:admin"}, {"tag:ghost"}} {
 		if _, err := Machines(p, []Node{{ID: "9", Name: "x", Tags: bad}}); err == nil || !strings.Contains(err.Error(), "node 9 (x)") {

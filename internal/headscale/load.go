@@ -155,9 +155,10 @@ func Machines(p *tier.Policy, nodes []Node) ([]tier.Machine, error) {
 				m.Name, named = h.Name, true
 			}
 		}
-		if _, ok := p.Site().Host(m.Name); ok && !named {
-			// A laptop may call itself nullstone; it is not.
-			m.Name = "node-" + n.ID
+		if !named && taken(p, m.Name) {
+			// A laptop may call itself nullstone, or guest; it is not. No host name
+			// has a #, so nobody can take this one too.
+			m.Name = "node#" + n.ID
 		}
 		ms = append(ms, m)
 	}
@@ -165,6 +166,12 @@ func Machines(p *tier.Policy, nodes []Node) ([]tier.Machine, error) {
 		return nil, fmt.Errorf("reading the tailnet's nodes: %w", err)
 	}
 	return ms, nil
+}
+
+// taken says whether a name means something else than a laptop.
+func taken(p *tier.Policy, name string) bool {
+	_, host := p.Site().Host(name)
+	return host || name == tier.Stranger || name == tier.Revoked || p.Tag(name) != ""
 }
 
 // Join joins the tailnet's machines with a list of machines in which the same
