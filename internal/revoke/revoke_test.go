@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -289,6 +290,51 @@ func TestComesBack(t *testing.T) {
 	}
 	if orders, err = w.Once(t.Context()); err != nil || !orders[0].Done() {
 		t.Fatalf("%+v, %v", orders, err)
+	}
+}
+
+// readsOn is a place that looks at its order while another one fails.
+type readsOn struct {
+	*fake
+	failed <-chan struct{}
+}
+
+func (r readsOn) Check(ctx context.Context, o Order) error {
+	<-r.failed
+	for range 1000 {
+		runtime.Gosched()
+		if !o.Done() {
+			return errors.New("the order is another one now")
+		}
+	}
+	return r.fake.Check(ctx, o)
+}
+
+// failsOnce is a place that has the machine again when it is read again.
+type failsOnce struct {
+	*fake
+	failed chan<- struct{}
+}
+
+func (f failsOnce) Check(context.Context, Order) error {
+	defer close(f.failed)
+	return errors.New("it is there")
+}
+
+// What one place says when it is read again is no business of the others.
+func TestReadAgainAtOnce(t *testing.T) {
+	w := newWorld(t.TempDir(), edge1, control)
+	failed := make(chan struct{})
+	w.Open = func(p Place) (Step, error) {
+		if p == edge1 {
+			return failsOnce{w.places[p], failed}, nil
+		}
+		return readsOn{w.places[p], failed}, nil
+	}
+	put(t, w.Queue, ann(), edge1, control)
+	orders, err := w.Once(t.Context())
+	if err != nil || len(orders[0].Open()) != 1 || orders[0].Failed[control.String()] != nil {
+		t.Errorf("%+v, %v", orders, err)
 	}
 }
 

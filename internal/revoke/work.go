@@ -237,7 +237,7 @@ func within[T any](ctx context.Context, f func(context.Context) (T, error)) (T, 
 func (r *round) check(ctx context.Context) {
 	var wg sync.WaitGroup
 	for i := range r.orders {
-		o := r.orders[i]
+		o := r.snapshot(i) // what fails below is taken from the order itself
 		if !o.Done() {
 			continue
 		}
