@@ -2,11 +2,14 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/veilor/veilor-os/internal/packetfilter"
 	"github.com/veilor/veilor-os/internal/revoke"
+	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/tier"
 )
 
@@ -55,7 +58,7 @@ As a unit, /etc/systemd/system/veilor-policy.service:
 			}
 			// An order that cannot be read names nobody; all the others count.
 			orders, lost := (&revoke.Queue{Dir: queue}).Pending()
-			ms = withoutPending(ms, orders)
+			ms = withoutPending(ms, p.Site().Hosts, orders)
 			f, err := p.Fleet(ms...)
 			if err != nil {
 				return err
@@ -87,14 +90,37 @@ As a unit, /etc/systemd/system/veilor-policy.service:
 	return c
 }
 
-// withoutPending marks as revoked whom an order is pending for.
-func withoutPending(ms []tier.Machine, orders []revoke.Order) []tier.Machine {
+// withoutPending marks as revoked whom an order is pending for, and adds the
+// hosts of the site that are.
+func withoutPending(ms []tier.Machine, hosts []site.Host, orders []revoke.Order) []tier.Machine {
+	pending := func(m tier.Machine) bool {
+		return slices.ContainsFunc(orders, func(o revoke.Order) bool { return isPending(o, m) })
+	}
 	for i, m := range ms {
-		for _, o := range orders {
-			if revoke.InList(o.Subject, m) {
-				ms[i].Revoked = true
-			}
+		ms[i].Revoked = m.Revoked || pending(m)
+	}
+	for _, h := range hosts {
+		m := tier.Machine{Name: h.Name, Tier: h.Tier, Yggdrasil: h.Yggdrasil}
+		if h.Tailnet.IsValid() {
+			m.Tailnet = []netip.Addr{h.Tailnet}
+		}
+		if !pending(m) {
+			continue
+		}
+		if i := slices.IndexFunc(ms, func(m tier.Machine) bool { return m.Name == h.Name }); i >= 0 {
+			ms[i].Revoked = true
+		} else {
+			ms = append(ms, tier.Machine{Name: h.Name, Tier: h.Tier, Revoked: true})
 		}
 	}
 	return ms
+}
+
+// isPending says whether an order is about a machine: it may be known there by
+// another name, or by its id only. Its addresses are its own until the tailnet
+// has confirmed; then Headscale may give them to the next machine.
+func isPending(o revoke.Order, m tier.Machine) bool {
+	return revoke.InList(o.Subject, m) ||
+		slices.ContainsFunc(o.Open(), func(p revoke.Place) bool { return p.Kind == revoke.Tailnet }) &&
+			slices.ContainsFunc(m.Tailnet, func(a netip.Addr) bool { return slices.Contains(o.Subject.Addresses, a) })
 }
