@@ -1,10 +1,12 @@
 package acl
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -183,16 +185,79 @@ func FuzzParse(f *testing.F) {
 	d := compile(f, town(f, nil))
 	f.Add(d.Text())
 	f.Add([]byte(`{"acls": [{"#": 1}], "hosts": {"a": "10.0.0.0/8"},}`))
+	// Each differs in one thing, but for the first, which says a rule twice.
+	const rule = `{"action":"accept","src":["tag:admin"],"dst":["*:*"]}`
+	for old, new := range map[string]string{
+		rule:               rule + "," + rule,
+		"\"acls\": [":      `"acls": [{"action":"accept","src":["*"],"dst":["*:*"]},`,
+		rule + ",":         "",
+		`"100.64.0.1"`:     `"100.64.0.2"`,
+		`"tag:admin": []`:  `"tag:admin": ["eve@"]`,
+		`"disable-captive`: `"funnel", "disable-captive`,
+		`"tests": [`:       `"tests": [{"src": "tag:guest", "accept": ["tag:guest:1"]},`,
+		`"tagOwners"`:      `"groups": {}, "tagOwners"`,
+	} {
+		if !strings.Contains(string(d.Text()), old) {
+			f.Fatalf("the policy has no %s", old)
+		}
+		f.Add([]byte(strings.Replace(string(d.Text()), old, new, 1)))
+	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		have, others, err := Parse(text)
 		if err != nil {
 			return
 		}
-		// A policy with no difference must compile to the very rules.
-		if Diff(have, others, d) == nil && line(have.ACLs) == "null" {
-			t.Error("a policy that opens everything does not differ")
+		// A policy with no difference has the very rules.
+		if Diff(have, others, d) == nil {
+			if diff := cmp.Diff(plain(t, d), plain(t, have)); diff != "" || len(others) > 0 {
+				t.Errorf("no difference is seen, with %v and\n%s", others, diff)
+			}
+		}
+		// What is written of it is the same policy, whatever it was read from.
+		if have.ACLs == nil || len(others) > 0 || len(have.Text()) > MaxSize {
+			return
+		}
+		again, others, err := Parse(have.Text())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ds := Diff(again, others, have); ds != nil {
+			t.Errorf("its text is another policy: %s\n%s", ds[0], have.Text())
 		}
 	})
+}
+
+// plain is a policy without the order of its lists, and with each line once.
+func plain(t *testing.T, d *Document) map[string][]string {
+	t.Helper()
+	text, err := json.Marshal(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(text, &members); err != nil {
+		t.Fatal(err)
+	}
+	out := map[string][]string{}
+	for name, member := range members {
+		var list []json.RawMessage
+		var object map[string]json.RawMessage
+		if json.Unmarshal(member, &list) == nil && list != nil {
+			out[name] = []string{}
+			for _, v := range list {
+				out[name] = append(out[name], string(v))
+			}
+		} else if json.Unmarshal(member, &object) == nil && object != nil {
+			for k, v := range object {
+				out[name] = append(out[name], k+" = "+string(v))
+			}
+		} else {
+			out[name] = []string{string(member)} // null: a policy without rules opens everything
+		}
+		slices.Sort(out[name])
+		out[name] = slices.Compact(out[name])
+	}
+	return out
 }
 
 // The policy does not grow with the number of laptops.

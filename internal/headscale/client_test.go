@@ -1,6 +1,7 @@
 package headscale
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -87,7 +88,7 @@ func node(id, name, tag string, addrs ...string) map[string]any {
 	return map[string]any{"id": id, "givenName": name, "tags": tags, "ipAddresses": addrs}
 }
 
-func document(t *testing.T) *acl.Document {
+func document(t testing.TB) *acl.Document {
 	t.Helper()
 	p := policy(t)
 	f, err := p.Fleet()
@@ -101,7 +102,7 @@ func document(t *testing.T) *acl.Document {
 	return d
 }
 
-func policy(t *testing.T) *tier.Policy {
+func policy(t testing.TB) *tier.Policy {
 	t.Helper()
 	p, err := tier.New(&site.Site{
 		Zone:     "veilor",
@@ -419,6 +420,18 @@ func FuzzAnswers(f *testing.F) {
 	f.Add(200, `{"policy": "{\"acls\": []}"}`)
 	f.Add(500, `{"code": 2, "message": "acl policy not found"}`)
 	f.Add(404, `{"title": "x", "errors": [{"message": "y"}]}`)
+	d := document(f)
+	tags := []string{"tag:guest", "tag:infra", "tag:admin"}
+	whole, _ := d.TestedBy(tags)
+	for _, text := range [][]byte{d.Bare().Text(), whole.Text(), bytes.Replace(whole.Text(), []byte("{"), []byte("{ "), 1)} {
+		for _, nodes := range []any{nil, []any{map[string]any{"id": "1", "tags": tags}}} {
+			body, err := json.Marshal(map[string]any{"policy": string(text), "nodes": nodes})
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(200, string(body))
+		}
+	}
 	f.Fuzz(func(t *testing.T, code int, body string) {
 		if code < 200 || code > 599 || code == http.StatusNoContent || code == http.StatusNotModified {
 			return
@@ -431,8 +444,33 @@ func FuzzAnswers(f *testing.F) {
 		if err == nil {
 			acl.Parse(text)
 		}
-		if _, err := c.Nodes(context.Background()); err == nil && code/100 != 2 {
+		nodes, err := c.Nodes(context.Background())
+		if err == nil && code/100 != 2 {
 			t.Errorf("answer %d gave nodes", code)
+		}
+		l, err := c.LoadPolicy(context.Background(), d)
+		if err != nil {
+			return
+		}
+		var tags []string
+		for _, n := range nodes {
+			tags = append(tags, n.Tags...)
+		}
+		want, _ := d.TestedBy(tags)
+		switch {
+		case l.Step == Unchanged:
+			t.Fatal("it says that it loaded the policy, and changed nothing")
+		case l.Step == Bare && len(want.Tests) > 0 && !l.Unsupported:
+			t.Fatal("it left out tests that can run")
+		case l.Step == Bare:
+			want = d.Bare()
+		}
+		have, others, err := acl.Parse(text)
+		if err != nil {
+			t.Fatalf("it took this for the policy: %v\n%s", err, text)
+		}
+		if ds := acl.Diff(have, others, want); ds != nil {
+			t.Errorf("it took this for the policy: %s\n%s", ds[0], text)
 		}
 	})
 }
