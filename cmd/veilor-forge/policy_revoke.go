@@ -408,17 +408,29 @@ func (r *revocation) ask(ctx context.Context, p revoke.Place) ([]edge.Node, []he
 	return nil, peers, err
 }
 
-// mayBe refuses a host of the site that was not asked for as one.
+// mayBe refuses a host of the site that was not asked for as one, and says what
+// no order reaches: laptops have the site's hosts from their image or directory.
 func (r *revocation) mayBe(s revoke.Subject) error {
-	if r.site == nil || r.host {
+	if r.site == nil {
 		return nil
 	}
 	for _, h := range r.site.Hosts {
-		if strings.EqualFold(h.Name, s.Name) || h.Yggdrasil != "" && slices.Contains(s.Keys, h.Yggdrasil) || h.Tailnet.IsValid() && slices.Contains(s.Addresses, h.Tailnet) {
+		is := strings.EqualFold(h.Name, s.Name) || h.Yggdrasil != "" && slices.Contains(s.Keys, h.Yggdrasil) || h.Tailnet.IsValid() && slices.Contains(s.Addresses, h.Tailnet)
+		switch {
+		case !is:
+		case !r.host:
 			return usageError{fmt.Errorf("%s is %s, a host of this site (tier %s); if it is to go, say --host, and take it out of the site", s.Name, h.Name, h.Tier)}
+		case h.Yggdrasil != "" && reachesAll(r.site, h.Tier):
+			fmt.Fprintf(r.stderr, "laptops let %s (tier %s) in on ygg0 until they have an image or a directory without it: take it out of the site, and publish both\n", h.Name, h.Tier)
 		}
 	}
 	return nil
+}
+
+// reachesAll says whether a tier may open laptops, too.
+func reachesAll(s *site.Site, of string) bool {
+	p, err := tier.New(s)
+	return err == nil && slices.ContainsFunc(p.Rules(), func(r tier.Rule) bool { return r.Tier == of && r.Target.All })
 }
 
 // answer is what --json prints; members are only ever added.
