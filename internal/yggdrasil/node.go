@@ -110,6 +110,10 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 		node.Stop()
 		outer.fall(log)
 	}()
+	ours, err := net.InterfaceByName(cfg.IfName)
+	if err != nil {
+		return fmt.Errorf("looking at the interface %s that we made: %w", cfg.IfName, err)
+	}
 
 	dir, err := socketDir(cfg.AdminSocket)
 	if err != nil {
@@ -148,7 +152,13 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 		moved: make(chan bool), board: adm.board,
 	}
 	wg.Go(func() { s.run(ctx) })
-	wg.Go(func() { watchNetwork(ctx, log, s.moved) })
+	wg.Go(func() {
+		watchNetwork(ctx, log, s.moved, func() {
+			if err := gone(ours); err != nil {
+				stop(err)
+			}
+		})
+	})
 	ready()
 	<-ctx.Done()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {

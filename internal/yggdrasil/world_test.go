@@ -300,6 +300,20 @@ func (p *process) stop() error {
 	return p.err
 }
 
+// ends waits for a process that ends by itself, at most for the time limit.
+func (p *process) ends(limit time.Duration) error {
+	p.t.Helper()
+	late := time.AfterFunc(limit, func() { p.cmd.Process.Kill() })
+	p.once.Do(func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	})
+	if !late.Stop() {
+		p.t.Fatalf("it did not end within %v\n%s", limit, p.log)
+	}
+	return p.err
+}
+
 func (w *world) start(ns netns.NsHandle, name string, env []string, args ...string) *process {
 	w.t.Helper()
 	p := &process{t: w.t, cmd: exec.Command(args[0], args[1:]...), log: new(bytes.Buffer), done: make(chan struct{})}
