@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/yggdrasil-network/yggdrasil-go/src/admin"
@@ -31,8 +34,14 @@ const (
 	// answers getPeers with some 400 KiB.
 	maxRequest = 4 << 10
 	maxReply   = 8 << 20
-	// maxAdmin is how many may ask at once.
+	// maxAdmin is how many may ask at once. Who asks for something is answered
+	// within milliseconds; who says nothing for long makes room for the next.
 	maxAdmin = 16
+	// acceptAgain is when to try again where there was no file or memory for a
+	// connection. The client waits in the kernel's queue meanwhile.
+	acceptAgain = 100 * time.Millisecond
+	// complainEvery is how often that is logged.
+	complainEvery = time.Hour
 )
 
 // PeerEntry is one peering in the answer to getPeers: the library's, and the
@@ -57,7 +66,9 @@ type peersReply struct {
 type adminServer struct {
 	core    *core.Core
 	list    net.Listener
+	log     *slog.Logger
 	filters func() nftguard.Tally
+	asking  asking
 	// board is what watchers are told, of which there are at most maxWatch.
 	board    *board
 	watching chan struct{}
@@ -72,25 +83,61 @@ func listenAdmin(ctx context.Context, path string, c *core.Core) (*adminServer, 
 		return nil, err
 	}
 	return &adminServer{
-		core: c, list: l, filters: func() (t nftguard.Tally) { return t },
+		core: c, list: l, log: slog.New(slog.DiscardHandler), filters: func() (t nftguard.Tally) { return t },
 		board: newBoard(), watching: make(chan struct{}, maxWatch), done: ctx.Done(),
 	}, nil
 }
 
 // serve answers until the listener is closed.
 func (s *adminServer) serve() {
-	slots := make(chan struct{}, maxAdmin)
+	var complained time.Time
 	for {
 		conn, err := s.list.Accept()
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		slots <- struct{}{}
+		if err != nil { // a full table of files, mostly: that passes
+			if now := time.Now(); complained.IsZero() || now.Sub(complained) > complainEvery {
+				complained = now
+				s.log.Warn("who asks on the admin socket has to wait: the connection cannot be accepted now", "err", err)
+			}
+			select {
+			case <-time.After(acceptAgain):
+			case <-s.done:
+				return
+			}
+			continue
+		}
+		s.asking.add(conn)
 		go func() {
-			defer func() { conn.Close(); <-slots }()
+			defer func() { conn.Close(); s.asking.remove(conn) }()
 			s.talk(conn)
 		}()
 	}
+}
+
+// asking is who is connected, the longest first. Every user of the machine may
+// connect and say nothing, so whoever comes is heard: of too many, the one that is
+// there longest is hung up on.
+type asking struct {
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func (a *asking) add(conn net.Conn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.conns) == maxAdmin {
+		a.conns[0].Close()
+		a.conns = slices.Delete(a.conns, 0, 1)
+	}
+	a.conns = append(a.conns, conn)
+}
+
+func (a *asking) remove(conn net.Conn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.conns = slices.DeleteFunc(a.conns, func(c net.Conn) bool { return c == conn })
 }
 
 func (s *adminServer) talk(conn net.Conn) {

@@ -123,7 +123,7 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger, ready func(), also 
 	if err != nil {
 		return err
 	}
-	adm.filters = outer.guard.Tally
+	adm.log, adm.filters = log, outer.guard.Tally
 	context.AfterFunc(ctx, func() { adm.list.Close() })
 	wg.Go(adm.serve)
 	for _, l := range cfg.Listen {

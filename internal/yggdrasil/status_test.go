@@ -10,12 +10,15 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/yggdrasil-network/yggdrasil-go/src/admin"
 	"github.com/yggdrasil-network/yggdrasil-go/src/core"
+	"golang.org/x/sys/unix"
 )
 
 // testNode is a node without an interface and without peers.
@@ -94,6 +97,92 @@ func TestAdminChangesNothing(t *testing.T) {
 	}
 	if n := len(c.GetPeers()); n != 0 {
 		t.Errorf("%d peers were added", n)
+	}
+}
+
+// poor is a listener that fails a few times first.
+type poor struct {
+	net.Listener
+	errs []error
+}
+
+func (l *poor) Accept() (net.Conn, error) {
+	if len(l.errs) == 0 {
+		return l.Listener.Accept()
+	}
+	err := l.errs[0]
+	l.errs = l.errs[1:]
+	return nil, &net.OpError{Op: "accept", Net: "unix", Err: os.NewSyscallError("accept4", err)}
+}
+
+// TestAdminWithoutFiles: who asks while there is no file for the connection waits
+// and is answered; only closing the socket ends it.
+func TestAdminWithoutFiles(t *testing.T) {
+	c, _ := testNode(t)
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	s, err := listenAdmin(t.Context(), path, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.list = &poor{s.list, []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM}}
+	ended := make(chan bool)
+	go func() { s.serve(); close(ended) }()
+	if _, err := Query(t.Context(), path); err != nil {
+		t.Error(err)
+	}
+	s.list.Close()
+	<-ended
+}
+
+// TestAdminIdle: users who connect and say nothing keep neither those who ask nor
+// a watcher out.
+func TestAdminIdle(t *testing.T) {
+	c, _ := testNode(t)
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	s, err := listenAdmin(t.Context(), path, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.serve()
+	defer s.list.Close()
+	told, ended := make(chan PeerState, 1), make(chan error, 1)
+	go func() { ended <- Watch(t.Context(), path, func(p PeerState) { told <- p }) }()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	watches := func() bool {
+		s.asking.mu.Lock()
+		defer s.asking.mu.Unlock()
+		return len(s.watching) == 1 && len(s.asking.conns) == 0
+	}
+	for !watches() {
+		<-tick.C
+	}
+	var idle []net.Conn
+	for range 2 * maxAdmin {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		idle = append(idle, conn)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), adminTimeout/2) // the idle ones are there for all of it
+	defer cancel()
+	if _, err := Query(ctx, path); err != nil {
+		t.Errorf("asking beside %d who say nothing: %v", len(idle), err)
+	}
+	idle[0].SetReadDeadline(time.Now().Add(adminTimeout / 2))
+	if _, err := idle[0].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the one that said nothing for longest: %v, want it hung up on", err)
+	}
+	select {
+	case err := <-ended:
+		t.Errorf("the watcher was hung up on: %v", err)
+	default:
+	}
+	for n := 0; len(told) == 0; n++ { // what is set before the first answer is not told
+		s.board.set(PeerState{Peer: "edge-1", Late: n%2 == 0})
+		<-tick.C
 	}
 }
 

@@ -66,6 +66,7 @@ func (s *adminServer) stream(conn net.Conn, req admin.AdminSocketRequest) error 
 	default:
 		return errors.New("too many watch already")
 	}
+	s.asking.remove(conn) // it is counted here
 	conn.SetReadDeadline(time.Time{})
 	gone := make(chan struct{})
 	go func() {
