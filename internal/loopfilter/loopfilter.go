@@ -1,12 +1,18 @@
-// Package loopfilter says which users of this machine may connect to the
-// services' loopback addresses.
+// Package loopfilter says who may connect to the services' loopback addresses:
+// which users of this machine, and nobody from another.
 //
 // The addresses stand for services of the mesh, and the mesh admits the machine,
 // not its users. So a daemon that was broken into (a web server, a print
 // spooler) must not reach the mesh through the forwarder: only root and the
 // people who log in may. The system's resolver may ask for names.
 //
+// Linux drops what comes from outside for 127.0.0.0/8, but not where
+// net.ipv4.conf.*.route_localnet is 1, and tools for containers set that.
+//
 //	table ip veilor_loop {
+//	  chain prerouting {                            # hook prerouting, priority raw
+//	    iifname != "lo" ip daddr 127.83.0.0/16 counter drop
+//	  }
 //	  chain output {                                # hook output
 //	    ip daddr != 127.83.0.0/16 accept
 //	    meta skuid 0 accept
@@ -191,6 +197,9 @@ func LoggedIn(uid uint32) bool {
 
 func (r Range) has(uid uint32) bool { return r.First <= uid && uid <= r.Last }
 
+// loopback is the name of the interface; the kernel gives it and no other has it.
+const loopback = "lo"
+
 // Load puts the table in place, atomically: whatever table of that name there
 // was is replaced in the same transaction.
 func (f Filter) Load(opts ...nftables.ConnOption) error {
@@ -207,13 +216,21 @@ func (f Filter) Load(opts ...nftables.ConnOption) error {
 	out := c.AddChain(&nftables.Chain{
 		Name: "output", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: &prio, Policy: &policy,
 	})
-	add := func(parts ...[]expr.Any) {
-		r := &nftables.Rule{Table: t, Chain: out}
+	// Before connections are tracked: what is dropped here leaves no trace there.
+	first := *nftables.ChainPriorityRaw
+	in := c.AddChain(&nftables.Chain{
+		Name: "prerouting", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: &first, Policy: &policy,
+	})
+	rule := func(chain *nftables.Chain, parts ...[]expr.Any) {
+		r := &nftables.Rule{Table: t, Chain: chain}
 		for _, p := range parts {
 			r.Exprs = append(r.Exprs, p...)
 		}
 		c.AddRule(r)
 	}
+	add := func(parts ...[]expr.Any) { rule(out, parts...) }
+	counter := []expr.Any{&expr.Counter{}}
+	rule(in, outside(), to(Addresses, expr.CmpOpEq), counter, []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
 	accept := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
 	add(to(Addresses, expr.CmpOpNeq), accept)
 	for _, r := range f.Users {
@@ -223,7 +240,6 @@ func (f Filter) Load(opts ...nftables.ConnOption) error {
 		add(to(netip.PrefixFrom(f.Names, 32), expr.CmpOpEq), owner(Range{id, id}), accept)
 	}
 	all := Range{0, ^uint32(0)}
-	counter := []expr.Any{&expr.Counter{}}
 	add(tcp(), owner(all), counter, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	add(owner(all), counter, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 13}}) // RFC 1812 §5.2.7.1: administratively prohibited
 	if err := c.Flush(); err != nil {
@@ -250,6 +266,16 @@ func to(p netip.Prefix, op expr.CmpOp) []expr.Any {
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
 		&expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()},
+	}
+}
+
+// outside matches packets that came from another machine, or a namespace.
+func outside() []expr.Any {
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, loopback)
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: name},
 	}
 }
 

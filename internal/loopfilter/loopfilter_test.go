@@ -2,6 +2,7 @@ package loopfilter
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -113,16 +115,9 @@ func TestUsers(t *testing.T) {
 		t.Fatalf("loading it again: %v", err)
 	}
 	// The server is the forwarder's: its answers must get through, too.
-	listen := func(a netip.Addr) {
-		fd := socket(t, forwarder)
-		t.Cleanup(func() { unix.Close(fd) })
-		if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Port: 4430, Addr: a.As4()}), unix.Listen(fd, 64)); err != nil {
-			t.Fatal(err)
-		}
-	}
 	other := netip.MustParseAddr("127.0.0.1")
 	for _, a := range []netip.Addr{service, names, other} {
-		listen(a)
+		listen(t, forwarder, a)
 	}
 	for _, tt := range []struct {
 		uid  int
@@ -147,6 +142,119 @@ func TestUsers(t *testing.T) {
 		if err != nil || !strings.Contains(string(out), "meta skuid 1000-60000 accept") {
 			t.Errorf("nft does not read it back: %v\n%s", err, out)
 		}
+		if want := `iifname != "lo" ip daddr 127.83.0.0/16 counter packets 0 bytes 0 drop`; !strings.Contains(string(out), want) {
+			t.Errorf("nft does not read back: %s\n%s", want, out)
+		}
+	}
+}
+
+// TestNeighbour connects from another machine, by a cable whose end here lets
+// 127.0.0.0/8 in.
+func TestNeighbour(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("NOT TESTED without root: packet filters and namespaces need it")
+	}
+	runtime.LockOSThread() // as in TestUsers
+	neighbour, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer neighbour.Close()
+	laptop, err := netns.New() // and here the thread stays
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer laptop.Close()
+	up := func(name, addr string) error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if addr != "" {
+			a, err := netlink.ParseAddr(addr)
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(l, a); err != nil {
+				return err
+			}
+		}
+		return netlink.LinkSetUp(l)
+	}
+	// The neighbour's lo stays down, so that 127.0.0.0/8 is not its own.
+	there := func(f func() error) error {
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread()
+			if err := netns.Set(neighbour); err != nil {
+				done <- err
+				return
+			}
+			done <- f()
+		}()
+		return <-done
+	}
+	if err := errors.Join(
+		netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(neighbour)}),
+		up("lo", ""), up("eth0", "10.88.9.1/24"),
+		os.WriteFile("/proc/sys/net/ipv4/conf/eth0/route_localnet", []byte("1"), 0),
+		there(func() error {
+			if err := up("eth0", "10.88.9.2/24"); err != nil {
+				return err
+			}
+			if err := os.WriteFile("/proc/sys/net/ipv4/conf/eth0/route_localnet", []byte("1"), 0); err != nil {
+				return err
+			}
+			return netlink.RouteAdd(&netlink.Route{
+				Dst: &net.IPNet{IP: Addresses.Addr().AsSlice(), Mask: net.CIDRMask(Addresses.Bits(), 32)}, Gw: net.IPv4(10, 88, 9, 1),
+			})
+		}),
+	); err != nil {
+		t.Fatal(err)
+	}
+	all := []netip.Addr{netip.MustParseAddr("127.83.0.1"), netip.MustParseAddr("127.83.0.53")}
+	for _, a := range all {
+		listen(t, 0, a)
+	}
+	dial := func(a netip.Addr) error {
+		return there(func() error {
+			c, err := net.DialTimeout("tcp", netip.AddrPortFrom(a, 4430).String(), answers)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+	}
+	for _, a := range all {
+		if err := dial(a); err != nil {
+			t.Errorf("without the filter %s is not reached, so this tests nothing: %v", a, err)
+		}
+	}
+	f := Filter{Users: []Range{{0, 0}}, Names: all[1]}
+	if err := f.Load(nftables.WithNetNSFd(int(laptop))); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range all {
+		if err := dial(a); err == nil {
+			t.Errorf("a neighbour reaches %s", a)
+		}
+		if err := connect(t, 0, a); err != nil {
+			t.Errorf("root of the laptop does not reach %s: %v", a, err)
+		}
+	}
+}
+
+// answers is how long a neighbour's connection may take; over a cable within one
+// machine it takes less than a millisecond.
+const answers = time.Second
+
+// listen takes connections on port 4430 with a socket that belongs to uid.
+func listen(t *testing.T, uid int, a netip.Addr) {
+	t.Helper()
+	fd := socket(t, uid)
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Port: 4430, Addr: a.As4()}), unix.Listen(fd, 64)); err != nil {
+		t.Fatal(err)
 	}
 }
 
