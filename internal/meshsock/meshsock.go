@@ -2,8 +2,8 @@
 // root and the people who log in.
 //
 // The kernel says who asks (SO_PEERCRED, unix(7)); a daemon that was broken into
-// learns nothing from it. What changes something is for root alone. Deciding
-// for the person at the desktop by polkit may come later.
+// learns nothing from it. What changes something is for root alone. A person
+// becomes root by run0, which asks polkit; so there are no rules of our own.
 package meshsock
 
 import (
@@ -34,7 +34,7 @@ const (
 	// maxAsking is how many may ask at once. A person and a few programs of the
 	// desktop do.
 	maxAsking = 16
-	// maxOpen is how many may be connected; beyond, the kernel lets them wait.
+	// maxOpen is how many may be connected; whoever comes then is hung up on.
 	maxOpen = 4 * maxAsking
 	// headerLimit ends a client that does not ask.
 	headerLimit = 5 * time.Second
@@ -151,17 +151,20 @@ type bounded struct {
 	open chan struct{}
 }
 
+// Accept hangs up on who comes while it is full: to them that is an answer
+// without a word, and they may try again.
 func (b *bounded) Accept() (net.Conn, error) {
-	c, err := b.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	select {
-	case b.open <- struct{}{}:
-		return &boundedConn{Conn: c, open: b.open, held: make(chan struct{}, 1)}, nil
-	default:
-		c.Close() // an empty answer; the next question may be heard
-		return b.Accept()
+	for {
+		c, err := b.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case b.open <- struct{}{}:
+			return &boundedConn{Conn: c, open: b.open, held: make(chan struct{}, 1)}, nil
+		default:
+			c.Close()
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -108,4 +109,41 @@ func TestIdleClients(t *testing.T) {
 		}
 	}
 	t.Error("nobody can ask any more")
+}
+
+// crowd is a listener to whom so many come, one after the other.
+type crowd struct {
+	net.Listener
+	left   int
+	closed int
+	// depths are how many calls deep Accept was.
+	depths map[int]bool
+}
+
+func (l *crowd) Accept() (net.Conn, error) {
+	l.depths[runtime.Callers(0, make([]uintptr, 500))] = true
+	if l.left--; l.left < 0 {
+		return nil, net.ErrClosed
+	}
+	return refusedConn{l: l}, nil
+}
+
+type refusedConn struct {
+	net.Conn
+	l *crowd
+}
+
+func (c refusedConn) Close() error { c.l.closed++; return nil }
+
+// TestRefused: a user who connects again and again while it is full is hung up on
+// and costs nothing that stays.
+func TestRefused(t *testing.T) {
+	const many = 100
+	l := &crowd{left: many, depths: map[int]bool{}}
+	if c, err := (&bounded{l, make(chan struct{})}).Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept = %v, %v", c, err)
+	}
+	if l.closed != many || len(l.depths) != 1 {
+		t.Errorf("%d of %d were hung up on, at %d depths of calls; want all, at one", l.closed, many, len(l.depths))
+	}
 }
