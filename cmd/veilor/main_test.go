@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -22,6 +23,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if socket := os.Getenv(askEnv); socket != "" {
+		if err := ask(socket, os.Args[1:]); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	// The control servers of the tests are trusted as a site's would be. It must
 	// be set before the first certificate is verified.
 	s := httptest.NewTLSServer(nil)
