@@ -92,7 +92,9 @@ func (s *Stage) startWorld(ctx context.Context, a *console.Act) error {
 		return err
 	}
 	s.close = append(s.close, s.world.Close)
-	return nil
+	// From the laptop's first packet.
+	s.strangers, err = s.world.WatchStrangers()
+	return err
 }
 
 // powerOn starts the machine on a throw-away overlay of the installed disk.

@@ -205,7 +205,10 @@ func (s *Stage) bootOnce(ctx context.Context, a *console.Act, c cold) error {
 	if err := s.unitsHold(ctx, c.id+".units", c.title+": no unit has failed"); err != nil {
 		return err
 	}
-	return s.lookAround(ctx, c, browse.Tailnet)
+	if err := s.lookAround(ctx, c, browse.Tailnet); err != nil {
+		return err
+	}
+	return s.nobodyElse(ctx, c.id, c.title)
 }
 
 // firstPage is the first good answer since the machine was switched on.

@@ -150,6 +150,9 @@ func (s *Stage) reach(ctx context.Context, a *console.Act) (string, error) {
 	if err := s.check(report.Held("reach.tailnet", service+" is reached over the tailnet", lost)); err != nil {
 		return "", err
 	}
+	if err := s.nobodyElse(ctx, "reach", "joined"); err != nil {
+		return "", err
+	}
 	return fmt.Sprintf("%s over the tailnet, %d of %d requests", service, good, o.Requests), nil
 }
 
@@ -298,6 +301,9 @@ func (s *Stage) unblock(ctx context.Context, a *console.Act) error {
 	}
 	s.say(a, "unblocked", result)
 	if err := s.weigh(ctx); err != nil {
+		return err
+	}
+	if err := s.nobodyElse(ctx, "failover", "unblocked"); err != nil {
 		return err
 	}
 	return s.world.Healthy()

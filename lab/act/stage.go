@@ -69,6 +69,7 @@ type Stage struct {
 	disk      *disk.Disk
 	accel     vm.Verdict
 	world     *world.World
+	strangers *world.Strangers // seen at the ISP's router, since before the machine's first packet
 	machine   *vm.Machine
 	browser   *client
 
