@@ -41,11 +41,11 @@ func options(t *testing.T, out io.Writer) act.Options {
 }
 
 // TestActs plays the demo with every mistake that a person can make, and holds
-// each act as a test of its own. The acts after the last in which a person can
-// make any take minutes, and `make demo-short` plays them.
+// each act as a test of its own. The acts after the last take minutes, and `make
+// demo-short` plays them.
 func TestActs(t *testing.T) {
 	o := options(t, lines{t})
-	o.Mistakes, o.Last = true, "blocked"
+	o.Mistakes, o.Last = true, "killed"
 	err := act.Run(t.Context(), o)
 	checks, readErr := report.Read(filepath.Join(o.Out, "report.json"))
 	if readErr != nil {

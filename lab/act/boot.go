@@ -170,6 +170,18 @@ type status struct {
 	}
 }
 
+// layer is the state of a layer of the first service.
+func (st status) layer(name string) string {
+	if len(st.Services) > 0 {
+		for _, l := range st.Services[0].Layers {
+			if l.Name == name {
+				return l.State
+			}
+		}
+	}
+	return ""
+}
+
 func (s *Stage) status(ctx context.Context) (status, error) {
 	var st status
 	out, err := s.machine.Must(ctx, "veilor status --json")

@@ -65,6 +65,14 @@ func (c *client) all() ([]browse.Sample, <-chan struct{}) {
 	return browse.Shift(c.samples, offset), c.changed
 }
 
+// ours is a moment of the machine's clock by our clock, as all has the samples.
+func (c *client) ours(at time.Time) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	offset, _ := browse.Offset(c.samples)
+	return at.Add(offset)
+}
+
 // until waits for ok to hold of the samples.
 func (c *client) until(ctx context.Context, limit time.Duration, what string, ok func([]browse.Sample) bool) error {
 	timer := time.NewTimer(limit)

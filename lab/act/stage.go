@@ -94,6 +94,7 @@ var acts = []struct {
 	{"join", (*Stage).join},
 	{"reach", (*Stage).reach},
 	{"blocked", (*Stage).block},
+	{"killed", (*Stage).killDaemons},
 	{"cold", (*Stage).bootCold},
 	{"look", (*Stage).takePictures},
 }
