@@ -1,13 +1,22 @@
 package cost
 
 import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/veilor/veilor-os/lab/sandbox"
+	"github.com/veilor/veilor-os/lab/world"
 )
+
+func TestMain(m *testing.M) { os.Exit(sandbox.RunTests(m)) }
 
 func TestReadBenchmarks(t *testing.T) {
 	got, err := ReadBenchmarks(strings.NewReader(`goos: linux
@@ -131,5 +140,53 @@ func TestJudge(t *testing.T) {
 	}
 	if text := r.Markdown(); strings.Count(text, "does not hold") != len(want) || !strings.Contains(text, "| bytes of our daemons on the wire, idle | 3 MB/day | 5 | holds |") {
 		t.Errorf("the table says:\n%s", text)
+	}
+}
+
+// TestDownloadsProveTheirLayer: a download does not say by which layer it came; if
+// it is another than what is measured, before it or after it, there is no figure.
+func TestDownloadsProveTheirLayer(t *testing.T) {
+	const onTailnet, onYggdrasil = "100.64.0.3", "200::3"
+	for name, c := range map[string]struct {
+		from func(downloads int) string
+		want string
+	}{
+		"all of them":   {func(int) string { return onTailnet }, ""},
+		"none":          {func(int) string { return onYggdrasil }, "came by the yggdrasil"},
+		"not the third": {func(n int) string { return map[bool]string{true: onYggdrasil, false: onTailnet}[n == 3] }, "came by the yggdrasil"},
+		"nobody knows":  {func(int) string { return "" }, "does not say"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			downloads := 0
+			srv := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/" {
+					downloads++
+					return
+				}
+				fmt.Fprintf(rw, `{"from": %q}`, c.from(downloads))
+			}))
+			defer srv.Close()
+			one := &client{service: srv.Listener.Addr().String(), http: srv.Client()}
+			direct, forward, err := pairs(context.Background(), [2]*client{one, one}, tailnet, "/bytes/1", 2)
+			if c.want == "" && (err != nil || len(direct) != 2 || len(forward) != 2) {
+				t.Errorf("%v, %v, %v", direct, forward, err)
+			}
+			if c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("%v; want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// TestWithoutTailscale: an address of the control server that is left is a relay.
+func TestWithoutTailscale(t *testing.T) {
+	var text string
+	for _, r := range withoutTailscale() {
+		text += r.Text + "\n"
+	}
+	for _, a := range []string{world.Control.String(), world.Twin(world.Control).String()} {
+		if !strings.Contains(text, a) {
+			t.Errorf("%s is not blocked by:\n%s", a, text)
+		}
 	}
 }

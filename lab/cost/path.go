@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -79,6 +80,9 @@ func (c *client) get(ctx context.Context, path string) (took time.Duration, from
 	if err == nil {
 		err = json.Unmarshal(text, &answer)
 	}
+	if err == nil && !answer.From.IsValid() {
+		err = errors.New("the service does not say from where it was asked")
+	}
 	return took, answer.From, err
 }
 
@@ -101,6 +105,13 @@ func layerOf(from netip.Addr) string {
 	return yggdrasil
 }
 
+// withoutTailscale leaves a laptop with the second layer only. The control server
+// with its relay is dropped at every address that it has: one that is left is
+// enough for tailscaled.
+func withoutTailscale() []censor.Rule {
+	return []censor.Rule{censor.Beyond(censor.UDP()), censor.Host("control", world.Control, world.Twin(world.Control))}
+}
+
 // measurePaths measures the forwarder on both layers; on the second while the
 // first is blocked, since it chooses for itself.
 func (t *town) measurePaths(ctx context.Context) ([]Path, error) {
@@ -111,8 +122,7 @@ func (t *town) measurePaths(ctx context.Context) ([]Path, error) {
 		at   netip.Addr
 	}{{tailnet, direct}, {yggdrasil, fallback}} {
 		if l.name == yggdrasil {
-			rules := []censor.Rule{censor.Beyond(censor.UDP()), censor.Host("control", world.Control)}
-			if err := t.world.Censor.Block(rules...); err != nil {
+			if err := t.world.Censor.Block(withoutTailscale()...); err != nil {
 				return nil, err
 			}
 			defer t.world.Censor.Clear()
@@ -171,21 +181,23 @@ func (t *town) measurePath(ctx context.Context, layer string, at netip.Addr) (Pa
 }
 
 // pairs asks directly and by the forwarder in turn, each first every other time,
-// and checks that the layer stays the same.
+// and checks that the layer stays the same: of an answer that does not say by which
+// it came, the one before it and the one after it on the same connection do.
 func (t *town) pairs(ctx context.Context, layer string, at netip.Addr, path string, keep bool, rounds int) (direct, forward []time.Duration, err error) {
 	clients := [2]*client{t.client(at, keep), t.client(t.loopback, keep)}
 	defer clients[0].close()
 	defer clients[1].close()
+	return pairs(ctx, clients, layer, path, rounds)
+}
+
+func pairs(ctx context.Context, clients [2]*client, layer, path string, rounds int) (direct, forward []time.Duration, err error) {
 	var took [2][]time.Duration
 	for i := -1; i < rounds; i++ { // once to warm up
 		for j := range clients {
 			which := (i + 1 + j) % 2
-			d, from, err := clients[which].get(ctx, path)
+			d, err := clients[which].getBy(ctx, layer, path)
 			if err != nil {
 				return nil, nil, err
-			}
-			if from.IsValid() && layerOf(from) != layer {
-				return nil, nil, fmt.Errorf("a question came by the %s", layerOf(from))
 			}
 			if i >= 0 {
 				took[which] = append(took[which], d)
@@ -193,6 +205,29 @@ func (t *town) pairs(ctx context.Context, layer string, at netip.Addr, path stri
 		}
 	}
 	return took[0], took[1], nil
+}
+
+// getBy is get for an answer that must come by a layer.
+func (c *client) getBy(ctx context.Context, layer, path string) (time.Duration, error) {
+	on := func(path string) (time.Duration, error) {
+		took, from, err := c.get(ctx, path)
+		if err == nil && from.IsValid() && layerOf(from) != layer {
+			err = fmt.Errorf("an answer came by the %s, not by the %s", layerOf(from), layer)
+		}
+		return took, err
+	}
+	if path == "/" {
+		return on(path)
+	}
+	if _, err := on("/"); err != nil {
+		return 0, err
+	}
+	took, err := on(path)
+	if err != nil {
+		return 0, err
+	}
+	_, err = on("/")
+	return took, err
 }
 
 func addedOf(direct, forward []time.Duration) Added {
