@@ -3,7 +3,6 @@ package cost
 import (
 	"context"
 	"crypto/x509"
-	"debug/buildinfo"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -81,7 +80,7 @@ func (r *Record) Measure(ctx context.Context, f *outfit.Outfit, o Options) error
 	defer l.Stop()
 	s := f.Lab.Site.Services[0]
 	t := &town{world: w, laptop: l, service: s.Name, loopback: s.Loopback, authority: f.Authority, say: o.Progress}
-	if r.Versions, err = versions(f.Programs); err != nil {
+	if r.Versions, err = program.Versions(f.Programs); err != nil {
 		return err
 	}
 	stop, err := t.startNotifier(f, o.Progress)
@@ -106,31 +105,6 @@ func (r *Record) Measure(ctx context.Context, f *outfit.Outfit, o Options) error
 		return err
 	}
 	return l.Exited()
-}
-
-// versions are those of the others' programs, as built into them.
-func versions(p program.Set) (map[string]string, error) {
-	found := map[string]string{}
-	for _, file := range []string{p.Tailscaled, p.Headscale, p.Ygg} {
-		info, err := buildinfo.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("reading the version of %s: %w", file, err)
-		}
-		found["Go"] = strings.TrimPrefix(info.GoVersion, "go")
-		for _, m := range append(info.Deps, &info.Main) {
-			if name := others[m.Path]; name != "" && (m.Path != "tailscale.com" || file == p.Tailscaled) {
-				found[name] = strings.TrimPrefix(m.Version, "v")
-			}
-		}
-	}
-	return found, nil
-}
-
-// others are the modules whose versions say what was measured.
-var others = map[string]string{
-	"tailscale.com":                             "tailscaled",
-	"github.com/juanfont/headscale":             "Headscale",
-	"github.com/yggdrasil-network/yggdrasil-go": "yggdrasil-go",
 }
 
 // state is everything that is counted, at one time.

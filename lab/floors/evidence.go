@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -156,13 +157,19 @@ func (r *Record) Broken() []string {
 }
 
 // ErrApart says that two records are not of the same thing.
-var ErrApart = errors.New("these are records of different commits or conditions")
+var ErrApart = errors.New("these are records of different commits, conditions or versions of others' programs")
 
-// Merge adds the rounds of another measurement of the same commit.
+// Merge adds the rounds of another measurement of the same commit with the same
+// programs. A record that names none says nothing against that.
 func (r *Record) Merge(o *Record) error {
 	same := func(a, b Row) bool { return a.ID == b.ID }
 	// One without rounds is about new connections only.
 	if r.Commit != o.Commit || o.Rounds > 0 && !slices.EqualFunc(r.Rows, o.Rows, same) {
+		return ErrApart
+	}
+	if len(r.Versions) == 0 {
+		r.Versions = o.Versions
+	} else if len(o.Versions) > 0 && !maps.Equal(r.Versions, o.Versions) {
 		return ErrApart
 	}
 	for i, row := range o.Rows {

@@ -80,10 +80,22 @@ func TestMerge(t *testing.T) {
 	if a, n := r.Rows[0].Admin, r.Neighbours; a.Seconds != 2 || len(a.Rounds) != 2 || n.Answers != 20 || n.Connections != 4 {
 		t.Errorf("the others: %+v, %+v", a, n)
 	}
-	other := one(1)
-	other.Commit = "d"
-	if err := r.Merge(other); !errors.Is(err, ErrApart) {
-		t.Errorf("another commit: %v", err)
+	versioned := one(1)
+	versioned.Versions = map[string]string{"tailscaled": "1.90.1"}
+	if err := errors.Join(r.Merge(versioned), r.Merge(versioned), r.Merge(one(1))); err != nil || r.Versions["tailscaled"] != "1.90.1" {
+		t.Errorf("versions that one record names: %v, %v", r.Versions, err)
+	}
+	for name, change := range map[string]func(*Record){
+		"another commit":     func(r *Record) { r.Commit = "d" },
+		"another condition":  func(r *Record) { r.Rows[0].ID = "y" },
+		"another tailscaled": func(r *Record) { r.Versions = map[string]string{"tailscaled": "1.90.2"} },
+	} {
+		other := one(1)
+		change(other)
+		rounds := r.Rounds
+		if err := r.Merge(other); !errors.Is(err, ErrApart) || r.Rounds != rounds {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -114,6 +114,9 @@ func run(ctx context.Context, o options) error {
 	if o.idle > 0 {
 		record.Idle, record.IdleRounds = o.idle.Seconds(), o.rounds
 	}
+	if record.Versions, err = program.Versions(f.Programs); err != nil {
+		return err
+	}
 	record.Rows, record.Neighbours, err = town.Measure(ctx, conditions, floors.Options{Rounds: o.rounds, Idle: o.idle, Progress: say})
 	if err != nil {
 		return err
