@@ -121,8 +121,36 @@ var limits = map[string]float64{Established: 5, New: 2, Fresh: 30}
 // limitPeer is New's where the fallback loses its peer as well.
 const limitPeer = 3
 
-// Broken lists the promises that a record does not hold.
+// What a whole record has at least; a figure of fewer rounds is no promise's.
+const (
+	leastRounds     = 3
+	leastIdleRounds = 1
+	// leastIdle is in seconds: routers forget after a minute.
+	leastIdle = 60
+)
+
+// Broken lists the promises that a whole record does not hold: those about figures,
+// and how much was to be measured.
 func (r *Record) Broken() []string {
+	return append(r.lacking(), r.BrokenFigures()...)
+}
+
+// lacking lists what was promised to be measured and was not.
+func (r *Record) lacking() []string {
+	var all []string
+	if r.Rounds < leastRounds {
+		all = append(all, fmt.Sprintf("each condition was made %d times, promised %d; merge more rounds into the record", r.Rounds, leastRounds))
+	}
+	if r.IdleRounds < leastIdleRounds || r.Idle < leastIdle {
+		all = append(all, fmt.Sprintf("in %d rounds the laptop had been silent before the block, for %.0f s; promised %d, for %d s; measure one with --idle and merge it",
+			r.IdleRounds, r.Idle, leastIdleRounds, leastIdle))
+	}
+	return all
+}
+
+// BrokenFigures are the broken promises among what was measured, be it only a part
+// of a record.
+func (r *Record) BrokenFigures() []string {
 	var all []string
 	if n := r.Neighbours; n != nil && n.Ended > 0 {
 		all = append(all, fmt.Sprintf("%d connections of neighbours ended, whom no rule meant", n.Ended))

@@ -48,7 +48,7 @@ func TestFloors(t *testing.T) {
 			}
 		}
 	}
-	for _, b := range r.Broken() {
+	for _, b := range r.BrokenFigures() {
 		t.Log("beyond its figure here: ", b)
 	}
 	if neighbours.Ended > 0 {
@@ -108,7 +108,7 @@ func TestBroken(t *testing.T) {
 		row.add(c)
 	}
 	good := Record{Rows: []Row{row}}
-	if b := good.Broken(); b != nil {
+	if b := good.BrokenFigures(); b != nil {
 		t.Errorf("nothing is broken, and it says %q", b)
 	}
 	for name, change := range map[string]func(*Row){
@@ -121,24 +121,55 @@ func TestBroken(t *testing.T) {
 		bad := row
 		bad.Cells = slices.Clone(row.Cells)
 		change(&bad)
-		if b := (&Record{Rows: []Row{bad}}).Broken(); len(b) != 1 {
+		if b := (&Record{Rows: []Row{bad}}).BrokenFigures(); len(b) != 1 {
 			t.Errorf("%s: %q", name, b)
 		}
 	}
 	row.PeerLost = true
 	row.add(green(New, 2.5))
-	if b := (&Record{Rows: []Row{row}}).Broken(); b != nil {
+	if b := (&Record{Rows: []Row{row}}).BrokenFigures(); b != nil {
 		t.Errorf("a lost peer has 3 s: %q", b)
 	}
-	if b := (&Record{Neighbours: &Neighbours{Ended: 1}}).Broken(); len(b) != 1 {
+	if b := (&Record{Neighbours: &Neighbours{Ended: 1}}).BrokenFigures(); len(b) != 1 {
 		t.Errorf("a neighbour's connection ended: %q", b)
 	}
 	row.administer(green(New, 1))
 	row.administer(Cell{Result: Red, Rounds: []float64{-1}})
-	if b := (&Record{Rows: []Row{row}}).Broken(); len(b) != 1 || row.Admin.Result != Flaky {
+	if b := (&Record{Rows: []Row{row}}).BrokenFigures(); len(b) != 1 || row.Admin.Result != Flaky {
 		t.Errorf("an administrator kept out once: %q", b)
 	}
-	if b := (&Record{Gap: &Gap{P95: 0.6, Max: 1}}).Broken(); len(b) != 1 {
+	if b := (&Record{Gap: &Gap{P95: 0.6, Max: 1}}).BrokenFigures(); len(b) != 1 {
 		t.Errorf("a late gap: %q", b)
+	}
+}
+
+// TestBrokenRounds: what was measured too seldom is not what was promised.
+func TestBrokenRounds(t *testing.T) {
+	busy, idle := Record{Commit: "c", Rounds: 2}, Record{Commit: "c", Rounds: 1, IdleRounds: 1, Idle: 65}
+	for name, r := range map[string]Record{"nothing": {}, "busy": busy, "idle": idle} {
+		if r.Broken() == nil {
+			t.Errorf("%s rounds only, and nothing is broken", name)
+		}
+		if b := r.BrokenFigures(); b != nil {
+			t.Errorf("%s rounds only: %q", name, b)
+		}
+	}
+	whole := busy
+	if err := whole.Merge(&idle); err != nil {
+		t.Fatal(err)
+	}
+	if b := whole.Broken(); b != nil {
+		t.Errorf("a whole record: %q", b)
+	}
+	for name, change := range map[string]func(*Record){
+		"never idle":                            func(r *Record) { r.IdleRounds = 0 },
+		"not for as long as a router remembers": func(r *Record) { r.Idle = 20 },
+		"two rounds":                            func(r *Record) { r.Rounds = 2 },
+	} {
+		bad := whole
+		change(&bad)
+		if b := bad.Broken(); len(b) != 1 {
+			t.Errorf("%s: %q", name, b)
+		}
 	}
 }
