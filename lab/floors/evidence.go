@@ -92,8 +92,10 @@ type Record struct {
 	Rows       []Row   `json:"rows"`
 	// Neighbours are laptops that the censor did not mean.
 	Neighbours *Neighbours `json:"neighbours,omitempty"`
-	// Gap is what new connections of the product meet right after a block.
-	Gap *Gap `json:"gap,omitempty"`
+	// Gap is what new connections of the product meet right after a block, GapIdle
+	// what they meet if there was silence before it, for Idle seconds.
+	Gap     *Gap `json:"gap,omitempty"`
+	GapIdle *Gap `json:"gap_idle,omitempty"`
 }
 
 // Gap is the time from a new connection's first packet to its answer, of
@@ -106,12 +108,42 @@ type Gap struct {
 	Median float64 `json:"median"`
 	P95    float64 `json:"p95"`
 	Max    float64 `json:"max"`
+	// Downloads were under way when their layer fell; Stalled is how long after that
+	// the last of them was told, in seconds.
+	Downloads int     `json:"downloads,omitempty"`
+	Stalled   float64 `json:"stalled,omitempty"`
+}
+
+// String is a sentence or two.
+func (g *Gap) String() string {
+	text := fmt.Sprintf("%d new connections in the second after %d blocks of Tailscale: median %.2f s, 95 %% within %.2f s, all within %.2f s.",
+		g.Connections, g.Blocks, g.Median, g.P95, g.Max)
+	if g.Downloads > 0 {
+		text += fmt.Sprintf(" Of %d downloads the last was told after %.1f s.", g.Downloads, g.Stalled)
+	}
+	return text
+}
+
+// Gaps are sentences about the new connections, busy and idle.
+func (r *Record) Gaps() []string {
+	var all []string
+	if r.Gap != nil {
+		all = append(all, r.Gap.String())
+	}
+	if r.GapIdle != nil {
+		all = append(all, fmt.Sprintf("After %.0f s of silence: %v", r.Idle, r.GapIdle))
+	}
+	return all
 }
 
 // Limits of Gap, in seconds.
 const (
-	gapP95 = 0.5
-	gapMax = 2
+	gapP95     = 0.5
+	gapMax     = 2
+	gapStalled = 5
+	// gapLeast is of how many connections the first of them is promised: of few, the
+	// 95th of 100 is the last.
+	gapLeast = 200
 )
 
 // Limits of what is promised of the product in the floors' rows, in seconds. An
@@ -144,6 +176,12 @@ func (r *Record) lacking() []string {
 	if r.IdleRounds < leastIdleRounds || r.Idle < leastIdle {
 		all = append(all, fmt.Sprintf("in %d rounds the laptop had been silent before the block, for %.0f s; promised %d, for %d s; measure one with --idle and merge it",
 			r.IdleRounds, r.Idle, leastIdleRounds, leastIdle))
+	}
+	if g := r.Gap; g == nil || g.Connections < gapLeast || g.Downloads == 0 {
+		all = append(all, fmt.Sprintf("new connections after a block, beside a download, were not watched %d times; measure them with --gaps and merge them", gapLeast))
+	}
+	if r.GapIdle == nil {
+		all = append(all, "new connections after a block out of silence were not watched; measure them with --idle and --gaps and merge them")
 	}
 	return all
 }
@@ -178,8 +216,21 @@ func (r *Record) BrokenFigures() []string {
 			}
 		}
 	}
-	if g := r.Gap; g != nil && (g.P95 > gapP95 || g.Max > gapMax) {
-		all = append(all, fmt.Sprintf("new connections after a block: 95 %% answered within %.2f s, all within %.2f s; promised %.1f s and %d s", g.P95, g.Max, gapP95, gapMax))
+	return append(append(all, r.Gap.broken("after a block", 0)...), r.GapIdle.broken("after a block out of silence", gapLeast)...)
+}
+
+// broken are the promises that new connections break. The first limit counts from
+// so many of them on.
+func (g *Gap) broken(when string, least int) []string {
+	var all []string
+	if g == nil {
+		return nil
+	}
+	if g.P95 > gapP95 && g.Connections >= least || g.Max > gapMax {
+		all = append(all, fmt.Sprintf("new connections %s: 95 %% answered within %.2f s, all within %.2f s; promised %.1f s and %d s", when, g.P95, g.Max, gapP95, gapMax))
+	}
+	if g.Stalled > gapStalled {
+		all = append(all, fmt.Sprintf("a download %s was told after %.1f s; promised within %d s", when, g.Stalled, gapStalled))
 	}
 	return all
 }
@@ -227,6 +278,9 @@ func (r *Record) Merge(o *Record) error {
 	r.Idle = max(r.Idle, o.Idle)
 	if o.Gap != nil {
 		r.Gap = o.Gap
+	}
+	if o.GapIdle != nil {
+		r.GapIdle = o.GapIdle
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -138,14 +139,28 @@ func TestBroken(t *testing.T) {
 	if b := (&Record{Rows: []Row{row}}).BrokenFigures(); len(b) != 1 || row.Admin.Result != Flaky {
 		t.Errorf("an administrator kept out once: %q", b)
 	}
-	if b := (&Record{Gap: &Gap{P95: 0.6, Max: 1}}).BrokenFigures(); len(b) != 1 {
-		t.Errorf("a late gap: %q", b)
+	for name, c := range map[string]struct {
+		busy, idle *Gap
+		broken     int
+	}{
+		"late":                        {&Gap{P95: 0.6, Max: 1}, nil, 1},
+		"one very late":               {&Gap{P95: 0.1, Max: 2.1}, nil, 1},
+		"told at once":                {&Gap{P95: 0.1, Max: 1, Downloads: 20, Stalled: 4.9}, nil, 0},
+		"told late":                   {&Gap{P95: 0.1, Max: 1, Downloads: 20, Stalled: 5.1}, nil, 1},
+		"few out of silence":          {nil, &Gap{Connections: 50, P95: 0.6, Max: 1}, 0},
+		"many out of silence":         {nil, &Gap{Connections: 200, P95: 0.6, Max: 1}, 1},
+		"one out of silence too late": {&Gap{P95: 0.1, Max: 1}, &Gap{Connections: 50, P95: 0.1, Max: 2.1}, 1},
+	} {
+		if b := (&Record{Gap: c.busy, GapIdle: c.idle}).BrokenFigures(); len(b) != c.broken {
+			t.Errorf("gaps, %s: %q", name, b)
+		}
 	}
 }
 
 // TestBrokenRounds: what was measured too seldom is not what was promised.
 func TestBrokenRounds(t *testing.T) {
-	busy, idle := Record{Commit: "c", Rounds: 2}, Record{Commit: "c", Rounds: 1, IdleRounds: 1, Idle: 65}
+	busy := Record{Commit: "c", Rounds: 2, Gap: &Gap{Connections: 200, Downloads: 20}}
+	idle := Record{Commit: "c", Rounds: 1, IdleRounds: 1, Idle: 65, GapIdle: &Gap{Connections: 50}}
 	for name, r := range map[string]Record{"nothing": {}, "busy": busy, "idle": idle} {
 		if r.Broken() == nil {
 			t.Errorf("%s rounds only, and nothing is broken", name)
@@ -164,12 +179,35 @@ func TestBrokenRounds(t *testing.T) {
 	for name, change := range map[string]func(*Record){
 		"never idle":                            func(r *Record) { r.IdleRounds = 0 },
 		"not for as long as a router remembers": func(r *Record) { r.Idle = 20 },
+		"no busy gaps":                          func(r *Record) { r.Gap = nil },
+		"few busy gaps":                         func(r *Record) { r.Gap = &Gap{Connections: 199, Downloads: 20} },
+		"no downloads":                          func(r *Record) { r.Gap = &Gap{Connections: 200} },
+		"no idle gaps":                          func(r *Record) { r.GapIdle = nil },
 		"two rounds":                            func(r *Record) { r.Rounds = 2 },
 	} {
 		bad := whole
 		change(&bad)
 		if b := bad.Broken(); len(b) != 1 {
 			t.Errorf("%s: %q", name, b)
+		}
+	}
+}
+
+// TestGaps: busy and idle stay apart through a merger, and both are shown.
+func TestGaps(t *testing.T) {
+	r := Record{Commit: "c", Gap: &Gap{Connections: 200, Blocks: 20, Max: 1.25, Downloads: 20, Stalled: 2.5}}
+	if err := r.Merge(&Record{Commit: "c", Idle: 65, GapIdle: &Gap{Connections: 50, Blocks: 5, Max: 1.75}}); err != nil {
+		t.Fatal(err)
+	}
+	var picture strings.Builder
+	if err := r.SVG(&picture); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"the sentences": strings.Join(r.Gaps(), "\n"), "the picture": picture.String()} {
+		for _, want := range []string{"200 new connections", "1.25 s", "20 downloads", "2.5 s", "After 65 s of silence: 50 new connections", "1.75 s"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s say nothing of %q: %s", name, want, text)
+			}
 		}
 	}
 }

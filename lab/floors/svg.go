@@ -14,7 +14,7 @@ const (
 	cellHeight  = 28
 	layerGap    = 14
 	headHeight  = 52
-	footHeight  = 58
+	footRow     = 18
 	cellInset   = 1.5
 	floorHeight = 30 // the line above the rows of a floor
 )
@@ -84,20 +84,21 @@ func (r *Record) SVG(w io.Writer) error {
 		}
 	}
 	y += 24
-	fmt.Fprintf(&b, `<text class="soft" x="0" y="%.1f">Seconds from the block until a request that began after it is answered, the worst of %s. — no answer within %.0f s (%.0f s after a start).</text>`,
-		y, times(r.Rounds), answerLimit.Seconds(), freshLimit.Seconds())
-	note := fmt.Sprintf("Measured %s on %s.", r.Date.Format("2006-01-02"), r.Commit)
-	if r.Gap != nil {
-		note += fmt.Sprintf(" %d new connections in the second after %d blocks of Tailscale: median %.2f s, 95 %% within %.2f s, all within %.2f s.",
-			r.Gap.Connections, r.Gap.Blocks, r.Gap.Median, r.Gap.P95, r.Gap.Max)
+	lines := []string{
+		fmt.Sprintf("Seconds from the block until a request that began after it is answered, the worst of %s. — no answer within %.0f s (%.0f s after a start).",
+			times(r.Rounds), answerLimit.Seconds(), freshLimit.Seconds()),
+		fmt.Sprintf("Measured %s on %s.", r.Date.Format("2006-01-02"), r.Commit),
 	}
-	fmt.Fprintf(&b, `<text class="soft" x="0" y="%.1f">%s</text>`, y+18, html.EscapeString(note))
+	lines = append(lines, r.Gaps()...)
 	if text := r.others(); text != "" {
-		y += 18
-		fmt.Fprintf(&b, `<text class="soft" x="0" y="%.1f">%s</text>`, y+18, html.EscapeString(text))
+		lines = append(lines, text)
+	}
+	for _, text := range lines {
+		fmt.Fprintf(&b, `<text class="soft" x="0" y="%.1f">%s</text>`, y, html.EscapeString(text))
+		y += footRow
 	}
 	_, err := fmt.Fprintf(w, `<svg xmlns="http://www.w3.org/2000/svg" class="floors" viewBox="0 0 %.0f %.0f" width="%.0f" role="img"><title>What a laptop still reaches, by condition of the network and layer</title>%s%s</svg>`+"\n",
-		width, y+footHeight-24, width, style, b.String())
+		width, y, width, style, b.String())
 	return err
 }
 

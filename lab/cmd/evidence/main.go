@@ -38,7 +38,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "only these conditions, by their names with commas; the record is then not written")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each condition is made; 0 for new connections only")
 	flag.IntVar(&o.gaps, "gaps", 20, "how many blocks new connections are watched after; 0 for none")
-	flag.DurationVar(&o.idle, "idle", 0, "how long the laptop is silent before a block that a floor names; the router forgets after a minute")
+	flag.DurationVar(&o.idle, "idle", 0, "how long the laptop is silent before a block that a floor names, and before those of --gaps; the router forgets after a minute")
 	flag.BoolVar(&o.part, "part", false, "this is to be merged with others: do not ask for as many rounds as a whole record has")
 	flag.StringVar(&o.merge, "merge", "", "measure nothing, put these records together: files with commas")
 	flag.Usage = func() {
@@ -127,13 +127,15 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	if o.gaps > 0 && o.only == "" {
-		if record.Gap, err = town.MeasureGap(ctx, o.gaps, floors.Options{Progress: say}); err != nil {
+		to := &record.Gap
+		if o.idle > 0 {
+			to = &record.GapIdle
+		}
+		if *to, err = town.MeasureGap(ctx, o.gaps, floors.Options{Idle: o.idle, Progress: say}); err != nil {
 			return err
 		}
-		say("%d new connections after %d blocks: median %.2f s, 95 %% within %.2f s, all within %.2f s",
-			record.Gap.Connections, record.Gap.Blocks, record.Gap.Median, record.Gap.P95, record.Gap.Max)
 	}
-	say("%s", floors.Table(&record))
+	show(&record)
 	if o.only == "" {
 		if err := write(&record, o.out); err != nil {
 			return err
@@ -165,7 +167,7 @@ func merge(o options) error {
 			return fmt.Errorf("merging records: %s: %w", name, err)
 		}
 	}
-	fmt.Println(floors.Table(all))
+	show(all)
 	if err := write(all, o.out); err != nil {
 		return err
 	}
@@ -173,6 +175,13 @@ func merge(o options) error {
 		return promised(all.BrokenFigures())
 	}
 	return promised(all.Broken())
+}
+
+func show(r *floors.Record) {
+	fmt.Println(floors.Table(r))
+	for _, text := range r.Gaps() {
+		fmt.Println(text)
+	}
 }
 
 // write puts the record down, and beside it its picture.
