@@ -190,3 +190,31 @@ func TestWithoutTailscale(t *testing.T) {
 		}
 	}
 }
+
+// TestJudgeConnections: where there are files for fewer, nobody knows whether
+// 10,000 connections are carried.
+func TestJudgeConnections(t *testing.T) {
+	for name, c := range map[string]struct {
+		carried, allowed float64
+		word             string
+		broken           int
+	}{
+		"all":                 {10_000, 10_000, "holds", 0},
+		"too few":             {9_999, 10_000, "does not hold", 1},
+		"no more allowed":     {500, 500, "not measured: the machine allows files for 500; see ulimit -n", 0},
+		"not even those":      {499, 500, "does not hold", 1},
+		"nothing is reported": {0, 10_000, "does not hold", 1},
+	} {
+		r := Record{Benchmarks: []Benchmark{{Name: "ForwardConnections", Metrics: map[string]float64{"conns": c.carried, "allowed-conns": c.allowed}}}}
+		r.Judge()
+		if len(r.Promises) != 1 || r.Promises[0].word() != c.word || r.Promises[0].Holds != (c.word == "holds") {
+			t.Errorf("%s: %+v", name, r.Promises)
+		}
+		if b, u := r.Broken(), r.Unmeasured(); len(b) != c.broken || (len(u) == 1) != strings.HasPrefix(c.word, "not measured") {
+			t.Errorf("%s: broken %q, unmeasured %q", name, b, u)
+		}
+		if text := r.Markdown(); !strings.Contains(text, "| "+c.word+" |") {
+			t.Errorf("%s: the table says:\n%s", name, text)
+		}
+	}
+}

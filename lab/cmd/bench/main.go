@@ -85,6 +85,9 @@ func run(ctx context.Context, o options) error {
 			return err
 		}
 	}
+	for _, text := range r.Unmeasured() {
+		say("NOT MEASURED: %s", text)
+	}
 	if broken := r.Broken(); len(broken) > 0 {
 		return fmt.Errorf("promises that do not hold:\n  %s", strings.Join(broken, "\n  "))
 	}
