@@ -51,7 +51,7 @@ evidence: need ## every condition of the network, three times: docs/evidence/ (a
 	@./bin/evidence --cache $(CACHE) --rounds 1 --idle 65s --gaps 5 --part --out $(OUT)/floors-idle.json
 	@./bin/evidence --merge $(OUT)/floors-busy.json,$(OUT)/floors-idle.json --out docs/evidence/floors.json
 
-bench: need ## what being reachable costs: docs/evidence/bench.json (a quarter of an hour)
+bench: need ## what being reachable costs: docs/evidence/bench.json (half an hour)
 	cd lab && $(GO) build -buildvcs=false -o ../bin/bench ./cmd/bench
 	@./bin/bench --cache $(CACHE)
 

@@ -12,12 +12,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
 
 	"github.com/veilor/veilor-os/lab/cost"
+	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/outfit"
 	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/sandbox"
@@ -44,7 +46,7 @@ func main() {
 bytes of its idle daemons, the forwarder on each layer, veilor status, and the Go
 benchmarks. It needs root, and a quiet machine. It fails if a promise does not hold.
 
-  bench                              all of it, some ten minutes
+  bench                              all of it, half an hour
   bench --benchmarks=false           the daemons only
 
 `)
@@ -112,22 +114,46 @@ func inWorld(ctx context.Context, o options, r *cost.Record, say func(string, ..
 	return r.Measure(ctx, f, cost.Options{Idle: o.idle, Progress: say})
 }
 
+// suite is a run of `go test -bench`.
+type suite struct {
+	module, pkg string
+	pattern     string
+	benchtime   string
+	// want are benchmarks that must have reported: one that skips itself says
+	// nothing that would be missed.
+	want []string
+}
+
+// loadLimit is for loading the policy into a server with 10,000 nodes, which takes
+// many minutes to start.
+const loadLimit = time.Hour
+
+func suites(o options) []suite {
+	lab := filepath.Join(o.source, "lab")
+	return []suite{
+		{o.source, "./internal/...", ".", o.benchtime, []string{"Compile/laptops=10000", "ForwardConnections", "ForwardEcho"}},
+		// The packet filter's table, by how many guests it has.
+		{lab, "./cost", "^BenchmarkFilter$", o.benchtime, []string{"Filter/guests=10000"}},
+		{lab, "./tiers", "^Benchmark(Packet|Load)$", o.benchtime, []string{"Packet/guests=10000", "Load/guests=10000"}},
+		// Once is enough: what it does takes seconds.
+		{lab, "./tiers", "^BenchmarkLoadPolicy$", "1x", []string{"LoadPolicy/guests=10000"}},
+	}
+}
+
 // goBenchmarks runs those of both modules and shows their output as it comes.
 func goBenchmarks(ctx context.Context, o options) ([]cost.Benchmark, error) {
+	cache, err := filepath.Abs(o.cache)
+	if err != nil {
+		return nil, err
+	}
 	var all []cost.Benchmark
-	for _, b := range []struct {
-		module  string
-		pattern string
-		pkg     string
-	}{
-		{o.source, ".", "./internal/..."},
-		// The packet filter's table, by how many guests it has.
-		{filepath.Join(o.source, "lab"), "^BenchmarkPacket$", "./tiers"},
-	} {
+	for _, b := range suites(o) {
 		var out bytes.Buffer
-		cmd := exec.CommandContext(ctx, "go", "test", "-vet=off", "-p", "1", "-run", "^$", "-bench", b.pattern, "-benchtime", o.benchtime, b.pkg)
+		cmd := exec.CommandContext(ctx, "go", "test", "-vet=off", "-p", "1", "-run", "^$", "-bench", b.pattern, "-benchtime", b.benchtime,
+			"-timeout", loadLimit.String(), b.pkg)
 		cmd.Dir = b.module
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		// Those of the lab find its programs in the cache.
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", gate.CacheVar+"="+cache)
 		cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, os.Stderr), os.Stderr
 		if err := cmd.Run(); err != nil {
 			return nil, fmt.Errorf("running the benchmarks of %s: %w", b.pkg, err)
@@ -135,6 +161,11 @@ func goBenchmarks(ctx context.Context, o options) ([]cost.Benchmark, error) {
 		found, err := cost.ReadBenchmarks(&out)
 		if err != nil {
 			return nil, err
+		}
+		for _, name := range b.want {
+			if !slices.ContainsFunc(found, func(f cost.Benchmark) bool { return f.Name == name }) {
+				return nil, fmt.Errorf("running the benchmarks of %s: %s has reported nothing; see above why", b.pkg, name)
+			}
 		}
 		all = append(all, found...)
 	}
