@@ -12,12 +12,14 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/veilor/veilor-os/internal/site"
 	"github.com/veilor/veilor-os/internal/tier"
 	"github.com/veilor/veilor-os/lab/floors"
 	"github.com/veilor/veilor-os/lab/gate"
 	"github.com/veilor/veilor-os/lab/outfit"
 	"github.com/veilor/veilor-os/lab/program"
 	"github.com/veilor/veilor-os/lab/sandbox"
+	labsite "github.com/veilor/veilor-os/lab/site"
 )
 
 var evidence = flag.String("evidence", "", "write what was measured to this `file` (docs/evidence/tiers.json)")
@@ -35,7 +37,7 @@ func prepare(t *testing.T) Config {
 	t.Helper()
 	gate.Root(t, "what is forbidden to a guest")
 	store := gate.Cache(t, "what is forbidden to a guest")
-	f, err := outfit.Make(t.Context(), outfit.Options{Source: "../..", Cache: store, Log: t.Output(), Progress: func(what string) { t.Log(what) }})
+	f, err := outfit.Make(t.Context(), outfit.Options{Source: "../..", Cache: store, Wide: true, Log: t.Output(), Progress: func(what string) { t.Log(what) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,5 +177,35 @@ func TestForbidden(t *testing.T) {
 		if err := f.CloseAtomicallyReplace(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// The site of the town is one that the product takes.
+func TestWithoutAttic(t *testing.T) {
+	wide, err := labsite.MakeWide(t.TempDir(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := withoutAttic(wide.Site)
+	if len(s.Hosts) != 1 || len(s.Services) != 1 || len(s.Yggdrasil.Edges) != 2 || len(s.Yggdrasil.Public) != 2 {
+		t.Errorf("hosts %v, services %v, %+v", s.Hosts, s.Services, s.Yggdrasil)
+	}
+	if len(wide.Hosts) != 2 || len(wide.Services) != 2 {
+		t.Error("the lab's own site was changed")
+	}
+	text, err := s.Inline()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "site.yaml")
+	if err := os.WriteFile(file, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	back, err := site.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tier.New(back); err != nil {
+		t.Error(err)
 	}
 }

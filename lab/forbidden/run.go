@@ -42,12 +42,14 @@ type Condition struct {
 
 // Conditions are those of the floors.
 func Conditions() []Condition {
-	blocked := []censor.Rule{censor.UDP(), censor.Host("control", world.Control)}
+	both := func(a netip.Addr) []netip.Addr { return []netip.Addr{a, world.Twin(a)} }
+	blocked := []censor.Rule{censor.UDP(), censor.Host("control", both(world.Control)...)}
+	edges := censor.Host("edge", append(both(world.EdgeAddress), both(world.FarEdgeAddress)...)...)
 	return []Condition{
 		{Name: "open", Text: "the ISP lets everything pass", Layers: []tier.Layer{tier.Tailnet, tier.Yggdrasil}},
 		{Name: "tailnet-blocked", Text: "UDP and the control server are dropped", Rules: blocked, Layers: []tier.Layer{tier.Yggdrasil}},
-		{Name: "edge-blocked", Text: "UDP, the control server and the edge are dropped",
-			Rules: append(slices.Clone(blocked), censor.Host("edge", world.EdgeAddress)), Layers: []tier.Layer{tier.Yggdrasil}},
+		{Name: "edge-blocked", Text: "UDP, the control server and every edge are dropped",
+			Rules: append(slices.Clone(blocked), edges), Layers: []tier.Layer{tier.Yggdrasil}},
 	}
 }
 
@@ -59,8 +61,6 @@ var elsewhere = map[string]string{
 	"sleep":        "nothing passes while the laptop sleeps, and afterwards nothing is blocked",
 	"moved":        "nothing is blocked in the other network",
 	"control-gone": "to the network it is control-down; what it adds is in the laptop",
-	"ipv4":         "below the overlays this town has IPv4 only",
-	"ipv6":         "below the overlays this town has IPv4 only",
 	"lan":          "to the network it is offline",
 }
 

@@ -22,6 +22,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -94,7 +95,10 @@ type town struct {
 
 // newTown starts the world, and the machines in it, with their daemons.
 func newTown(ctx context.Context, cfg world.Config) (*town, error) {
-	cfg.Guest = true
+	if cfg.FarEdgeKey == "" || cfg.SecondPeerKey == "" || !cfg.IPv6 {
+		return nil, errors.New("starting the town: it needs a wide site, or some conditions leave no layer; see outfit.Options")
+	}
+	cfg.Guest, cfg.AtticKey = true, ""
 	t := &town{}
 	if err := t.plan(&cfg); err != nil {
 		return nil, err
@@ -105,7 +109,12 @@ func newTown(ctx context.Context, cfg world.Config) (*town, error) {
 		return nil, err
 	}
 	t.floors = floors.Town{World: t.World, Site: cfg.Site}
-	if err := t.build(ctx); err != nil {
+	// censor.Frozen counts what a connection has carried.
+	err = t.ISP.Sysctl("net.netfilter.nf_conntrack_acct", "1")
+	if err == nil {
+		err = t.build(ctx)
+	}
+	if err != nil {
 		t.close()
 		return nil, fmt.Errorf("building the town: %w", err)
 	}
@@ -141,8 +150,7 @@ func (t *town) plan(cfg *world.Config) error {
 	if err := os.MkdirAll(t.dir, 0o700); err != nil {
 		return fmt.Errorf("planning the town: %w", err)
 	}
-	s := *cfg.Site
-	s.Hosts = slices.Clone(s.Hosts)
+	s := withoutAttic(cfg.Site)
 	address := home.Tailnet
 	for _, m := range t.machines[1:] {
 		m.private = filepath.Join(t.dir, "key-"+m.Name)
@@ -167,6 +175,27 @@ func (t *town) plan(cfg *world.Config) error {
 	}
 	t.policy, err = tier.New(&s)
 	return err
+}
+
+// withoutAttic is a site with the first of its hosts only: those of the town have
+// the place of a second one in the order in which Headscale allots addresses.
+func withoutAttic(from *site.Site) site.Site {
+	s := *from
+	s.Hosts = slices.Clone(s.Hosts[:1])
+	gone := map[string]bool{}
+	s.Services = slices.DeleteFunc(slices.Clone(s.Services), func(v site.Service) bool {
+		gone[v.Name] = v.Host != s.Hosts[0].Name
+		return gone[v.Name]
+	})
+	s.Tiers = slices.Clone(s.Tiers)
+	for i := range s.Tiers {
+		reach := &s.Tiers[i].Reach
+		*reach = slices.DeleteFunc(slices.Clone(*reach), func(r string) bool {
+			target, _, _ := strings.Cut(r, ":")
+			return gone[target]
+		})
+	}
+	return s
 }
 
 func (t *town) build(ctx context.Context) error {
@@ -251,14 +280,10 @@ func (t *town) connect(m *machine, n int) error {
 	return ns.Gateway(router.AsSlice())
 }
 
-// admit lets a machine peer with the edge, as one of its tier.
+// admit lets a machine peer with every edge, as one of its tier.
 func (t *town) admit(ctx context.Context, m *machine) error {
-	c, err := edge.NewClient(t.Edge.Control())
-	if err != nil {
-		return err
-	}
-	_, err = c.Admit(ctx, edge.Node{Key: m.Yggdrasil, Name: m.Name, Tier: m.Tier})
-	return err
+	n := edge.Node{Key: m.Yggdrasil, Name: m.Name, Tier: m.Tier}
+	return errors.Join(t.Edge.AdmitNode(ctx, n), t.FarEdge.AdmitNode(ctx, n))
 }
 
 // startYggdrasil runs the product's node, as the image has it: one peer, and a
