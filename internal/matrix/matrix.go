@@ -41,6 +41,8 @@ type Condition struct {
 	Name string `json:"name"`
 	// Text says it to a person.
 	Text string `json:"text"`
+	// Layers are those that carried the guest to the service meanwhile.
+	Layers []string `json:"layers,omitempty"`
 }
 
 // Cell is what one machine was seen to open of another one.

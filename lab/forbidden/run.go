@@ -214,9 +214,47 @@ func (t *town) under(ctx context.Context, c Condition, from []*machine, authorit
 			return fmt.Errorf("%s came through a layer that the ISP has taken away", p)
 		}
 	}
-	r.Conditions = append(r.Conditions, matrix.Condition{Name: c.Name, Text: c.Text})
+	condition := matrix.Condition{Name: c.Name, Text: c.Text}
+	for _, l := range layers {
+		condition.Layers = append(condition.Layers, l.String())
+	}
+	r.Conditions = append(r.Conditions, condition)
 	r.Cells = append(r.Cells, cells(c.Name, ps, seen)...)
 	return nil
+}
+
+// reached says that the guest has reached, under each of the conditions, all that is
+// allowed to it: on every layer that was known to be left, or on one at least of
+// those that were found, since an ISP may take one away bit by bit. Where a layer
+// is promised, there must have been one. The error lists what is not so.
+func reached(conditions []Condition, r *matrix.Record) error {
+	var errs []error
+	for _, c := range conditions {
+		var layers []string
+		if i := slices.IndexFunc(r.Conditions, func(m matrix.Condition) bool { return m.Name == c.Name }); i >= 0 {
+			layers = r.Conditions[i].Layers
+		}
+		if (c.Some || len(c.Layers) > 0) && len(layers) == 0 {
+			errs = append(errs, fmt.Errorf("%s: no layer carried the guest, and one is promised", c.Name))
+		}
+		var missed []error
+		for _, l := range layers {
+			open, shut := 0, []string{}
+			for _, cell := range r.Cells {
+				if cell.Condition == c.Name && cell.Layer == l && cell.Source.Name == guest {
+					open += len(cell.Open)
+					shut = append(shut, cell.Shut...)
+				}
+			}
+			if open == 0 || len(shut) > 0 {
+				missed = append(missed, fmt.Errorf("%s, %s: allowed and reached: %d; allowed and not reached: %q", c.Name, l, open, shut))
+			}
+		}
+		if !c.Find || len(missed) == len(layers) {
+			errs = append(errs, missed...)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // cells sorts packets by who sent them where.
