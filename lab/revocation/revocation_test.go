@@ -106,7 +106,7 @@ func prepare(t *testing.T) Config {
 					return tools.Command(context.WithoutCancel(t.Context()), "dnsmasq", args...)
 				},
 			},
-			Site: lab.Site, EdgeKey: lab.EdgeKey, PeerKey: lab.PeerKey, Service: leaf, WebCA: ca,
+			Site: lab.Site, SiteFile: lab.File, EdgeKey: lab.EdgeKey, PeerKey: lab.PeerKey, Service: leaf, WebCA: ca,
 			Run: filepath.Join(dir, "run"), Logs: logs, Names: filepath.Join(dir, "netns"),
 			Progress: func(what string) { t.Log(what) },
 		},
