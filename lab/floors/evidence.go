@@ -188,7 +188,10 @@ func (r *Record) lacking() []string {
 
 // BrokenFigures are the broken promises among what was measured, be it only a part
 // of a record.
-func (r *Record) BrokenFigures() []string {
+func (r *Record) BrokenFigures() []string { return r.beyond(1) }
+
+// beyond lists what is not as promised if a figure may be so many times its limit.
+func (r *Record) beyond(slack float64) []string {
 	var all []string
 	if n := r.Neighbours; n != nil && n.Ended > 0 {
 		all = append(all, fmt.Sprintf("%d connections of neighbours ended, whom no rule meant", n.Ended))
@@ -211,25 +214,25 @@ func (r *Record) BrokenFigures() []string {
 			switch {
 			case c.Result == Red:
 				all = append(all, fmt.Sprintf("%s, %s: no answer (%s)", row.Title, c.Mode, c.Reason))
-			case c.Seconds > limit:
+			case c.Seconds > slack*limit:
 				all = append(all, fmt.Sprintf("%s, %s: an answer after %.1f s, promised within %.0f s", row.Title, c.Mode, c.Seconds, limit))
 			}
 		}
 	}
-	return append(append(all, r.Gap.broken("after a block", 0)...), r.GapIdle.broken("after a block out of silence", gapLeast)...)
+	return append(append(all, r.Gap.beyond(slack, "after a block", 0)...), r.GapIdle.beyond(slack, "after a block out of silence", gapLeast)...)
 }
 
-// broken are the promises that new connections break. The first limit counts from
-// so many of them on.
-func (g *Gap) broken(when string, least int) []string {
+// beyond is the same of new connections. The first limit counts from so many of
+// them on.
+func (g *Gap) beyond(slack float64, when string, least int) []string {
 	var all []string
 	if g == nil {
 		return nil
 	}
-	if g.P95 > gapP95 && g.Connections >= least || g.Max > gapMax {
+	if g.P95 > slack*gapP95 && g.Connections >= least || g.Max > slack*gapMax {
 		all = append(all, fmt.Sprintf("new connections %s: 95 %% answered within %.2f s, all within %.2f s; promised %.1f s and %d s", when, g.P95, g.Max, gapP95, gapMax))
 	}
-	if g.Stalled > gapStalled {
+	if g.Stalled > slack*gapStalled {
 		all = append(all, fmt.Sprintf("a download %s was told after %.1f s; promised within %d s", when, g.Stalled, gapStalled))
 	}
 	return all
