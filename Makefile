@@ -57,10 +57,12 @@ bench: need ## what being reachable costs: docs/evidence/bench.json (half an hou
 
 # Each target for this long.
 FUZZTIME ?= 10s
-fuzz: need ## every fuzz target for FUZZTIME
-	@for p in $$($(GO) list ./...); do \
-		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
-			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+fuzz: need ## every fuzz target of both modules for FUZZTIME
+	@for m in . lab; do \
+		for p in $$(cd $$m && $(GO) list ./...); do \
+			for f in $$(cd $$m && $(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+				echo "$$p $$f"; (cd $$m && $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p) || exit 1; \
+			done; \
 		done; \
 	done
 
