@@ -10,10 +10,10 @@ GO ?= go
 OUT   ?= out
 CACHE ?= $(OUT)/cache
 
-.PHONY: help build test demo demo-short bluebuild evidence bench fuzz lint clean
+.PHONY: help build test demo demo-short bluebuild evidence evidence-tiers evidence-revocation evidence-edge bench fuzz lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: need ## the product's programs, into bin/
 	$(GO) build -trimpath -buildvcs=false -o bin/ ./cmd/...
@@ -50,6 +50,16 @@ evidence: need ## every condition of the network, three times: docs/evidence/ (a
 	@./bin/evidence --cache $(CACHE) --rounds 2 --part --out $(OUT)/floors-busy.json
 	@./bin/evidence --cache $(CACHE) --rounds 1 --idle 65s --gaps 5 --part --out $(OUT)/floors-idle.json
 	@./bin/evidence --merge $(OUT)/floors-busy.json,$(OUT)/floors-idle.json --out docs/evidence/floors.json
+
+# Not while anything else runs: these are figures.
+evidence-tiers: need ## what is forbidden, in every condition: docs/evidence/tiers.json (an hour)
+	cd lab && VEILOR_LAB_CACHE=$(abspath $(CACHE)) $(GO) test -count=1 -timeout 90m -v -run '^TestForbidden$$' ./forbidden -evidence $(abspath docs/evidence/tiers.json)
+
+evidence-revocation: need ## 200 revocations: docs/evidence/revocation.json (half an hour)
+	cd lab && VEILOR_LAB_CACHE=$(abspath $(CACHE)) VEILOR_REVOCATIONS=200 $(GO) test -count=1 -timeout 90m -v -run '^TestRevocation$$' ./revocation -evidence $(abspath docs/evidence/revocation.json)
+
+evidence-edge: need ## 50 guests of an edge while 20 come and go: none notices
+	VEILOR_YGG_GUESTS=50 VEILOR_YGG_CHURN=20 $(GO) test -count=1 -timeout 30m -v -run '^TestChurn$$' ./internal/yggdrasil
 
 bench: need ## what being reachable costs: docs/evidence/bench.json (half an hour)
 	cd lab && $(GO) build -buildvcs=false -o ../bin/bench ./cmd/bench
