@@ -60,7 +60,8 @@ func (t *town) client(at netip.Addr, keep bool) *client {
 // Measure brings a world up and fills in what is measured there: Idle, Status
 // and Paths.
 func (r *Record) Measure(ctx context.Context, f *outfit.Outfit, o Options) error {
-	f.World.Guest = true
+	// nullstone has the tiers' table, as a real one: it is in the way of every packet.
+	f.World.Guest, f.World.SiteFile = true, f.Lab.File
 	w, err := world.Start(ctx, f.World)
 	if err != nil {
 		return err
