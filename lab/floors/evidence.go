@@ -119,7 +119,7 @@ func (g *Gap) String() string {
 	text := fmt.Sprintf("%d new connections in the second after %d blocks of Tailscale: median %.2f s, 95 %% within %.2f s, all within %.2f s.",
 		g.Connections, g.Blocks, g.Median, g.P95, g.Max)
 	if g.Downloads > 0 {
-		text += fmt.Sprintf(" Of %d downloads the last was told after %.1f s.", g.Downloads, g.Stalled)
+		text += fmt.Sprintf(" %d downloads were told within %.1f s.", g.Downloads, g.Stalled)
 	}
 	return text
 }
