@@ -238,8 +238,9 @@ func (s *Stage) lookAround(ctx context.Context, c cold, layer string) error {
 		}
 	}
 	if c.blocked {
-		// A datagram and a connection that must be dropped.
-		try := fmt.Sprintf("echo >/dev/udp/%[1]s/3478; ! timeout 2 bash -c '</dev/tcp/%[1]s/443'", world.Control)
+		// A datagram and a connection that must be dropped. Datagrams to the control
+		// server meet the other rule first.
+		try := fmt.Sprintf("echo >/dev/udp/%s/3478; ! timeout 2 bash -c '</dev/tcp/%s/443'", world.EdgeAddress, world.Control)
 		if _, err := s.machine.Must(ctx, try); err != nil {
 			return fmt.Errorf("%s: the control server answers: %w", c.title, err)
 		}
