@@ -59,6 +59,9 @@ func Make(ctx context.Context, o Options) (*Outfit, error) {
 }
 
 func (f *Outfit) make(ctx context.Context, o Options) (err error) {
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
 	if f.Programs, err = program.Build(ctx, o.Source, filepath.Join(o.Cache, "bin"), o.Log); err != nil {
 		return err
 	}
