@@ -312,10 +312,14 @@ func (t *town) control(ctx context.Context, r *matrix.Record) error {
 		return err
 	}
 	for _, m := range t.machines {
-		if err := open(m); err != nil {
+		switch removed, err := open(m); {
+		case err != nil:
 			return fmt.Errorf("removing the packet filter of %s: %w", m.Name, err)
+		case removed == 0:
+			return fmt.Errorf("removing the packet filter of %s: there is none, so that nothing was closed", m.Name)
 		}
 	}
+	defer t.keepOpen()()
 	var ps []*probe
 	for _, m := range t.machines {
 		if m.senders == nil || m == t.machines[0] || m.Name == cousin {
@@ -355,27 +359,48 @@ func (t *town) control(ctx context.Context, r *matrix.Record) error {
 // tablePrefix is of every nftables table of veilor.
 const tablePrefix = "veilor_"
 
-// open removes the packet filters of a machine.
-func open(m *machine) error {
+// reopen is how often packet filters are removed that their owners put back, which
+// they do later and later.
+const reopen = 20 * time.Millisecond
+
+// keepOpen keeps every door open until stop is called.
+func (t *town) keepOpen() (stop func()) {
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(reopen)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+			case <-end:
+				return
+			}
+			for _, m := range t.machines {
+				open(m) // in vain while it is being put back; then the next time
+			}
+		}
+	}()
+	return func() { close(end); <-ended }
+}
+
+// open removes the packet filters of a machine, and counts them.
+func open(m *machine) (removed int, err error) {
 	c, err := nftables.New(nftables.WithNetNSFd(m.ns.FD()))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	removed := 0
 	for _, table := range tables {
 		if strings.HasPrefix(table.Name, tablePrefix) {
 			c.DelTable(table)
 			removed++
 		}
 	}
-	if removed == 0 {
-		return errors.New("there is none, so that nothing was closed")
-	}
-	return c.Flush()
+	return removed, c.Flush()
 }
 
 // carrying waits for the layers that carry the guest under c.
