@@ -53,7 +53,12 @@ func (t *Town) settle(ctx context.Context, cfg laptop.Config) error {
 			return err
 		}
 	}
-	return nil
+	if t.World.AtticHost == nil {
+		return nil
+	}
+	// Headscale 0.29.3 was seen not to tell a host of those who join after it, if a
+	// policy was loaded just when it had come. One that starts is told of all.
+	return t.World.AtticHost.Restart(ctx)
 }
 
 // stop ends the programs of every laptop.

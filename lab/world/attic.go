@@ -13,7 +13,8 @@ import (
 func (w *World) startAttic(ctx context.Context) error {
 	s := w.cfg.Site
 	host := s.Hosts[1]
-	if err := w.joinHost(ctx, w.Attic, host); err != nil {
+	var err error
+	if w.AtticHost, err = w.joinHost(ctx, w.Attic, host); err != nil {
 		return err
 	}
 	v := s.Services[slices.IndexFunc(s.Services, func(v site.Service) bool { return v.Host == host.Name })]

@@ -110,7 +110,7 @@ func (n *Node) Tailscale(ctx context.Context, args ...string) (string, error) {
 // joinHost joins one of the site's hosts in ns, with a key of its tier, and sees
 // to it that it got the address that the site says: Headscale allots them in
 // order.
-func (w *World) joinHost(ctx context.Context, ns *namespace.Namespace, h site.Host) error {
+func (w *World) joinHost(ctx context.Context, ns *namespace.Namespace, h site.Host) (*Node, error) {
 	tag := ""
 	for _, t := range w.cfg.Site.Tiers {
 		if t.Name == h.Tier {
@@ -119,14 +119,14 @@ func (w *World) joinHost(ctx context.Context, ns *namespace.Namespace, h site.Ho
 	}
 	key, err := w.Headscale.API.CreateKey(ctx, tag)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	n, err := w.Join(ctx, ns, h.Name, key)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if n.Address != h.Tailnet {
-		return fmt.Errorf("joining %s: it got %s, the site says %s", h.Name, n.Address, h.Tailnet)
+		return nil, fmt.Errorf("joining %s: it got %s, the site says %s", h.Name, n.Address, h.Tailnet)
 	}
-	return nil
+	return n, nil
 }

@@ -114,6 +114,8 @@ type World struct {
 	// Edge is the Yggdrasil node at home, FarEdge the one elsewhere, AtticNode the
 	// attic's.
 	Edge, FarEdge, AtticNode *Edge
+	// AtticHost is the attic in the tailnet.
+	AtticHost *Node
 
 	cfg     Config
 	closers []func()
@@ -176,7 +178,7 @@ func (w *World) start(ctx context.Context) error {
 	}
 	w.cfg.Progress("the service's host joins the tailnet")
 	service, host := w.service()
-	if err := w.joinHost(ctx, w.Home, host); err != nil {
+	if _, err := w.joinHost(ctx, w.Home, host); err != nil {
 		return err
 	}
 	if w.Attic != nil {
