@@ -30,6 +30,42 @@ func record(t *testing.T) *Record {
 	return r
 }
 
+// Conditions under which everything was the same are one block, and no other is.
+func TestSameOutcome(t *testing.T) {
+	r := record(t)
+	before := len(r.view().blocks)
+	last := r.Conditions[len(r.Conditions)-1]
+	for _, name := range []string{"again", "other"} {
+		r.Conditions = append(r.Conditions, Condition{Name: name, Text: "the ISP does " + name})
+		for _, c := range r.Cells {
+			if c.Condition == last.Name {
+				c.Condition = name
+				if name == "other" {
+					c.Refused++
+				}
+				r.Cells = append(r.Cells, c)
+			}
+		}
+	}
+	blocks := r.view().blocks
+	if len(blocks) != before+1 {
+		t.Fatalf("%d blocks, want %d", len(blocks), before+1)
+	}
+	if d := cmp.Diff([]string{last.Text, "the ISP does again"}, blocks[before-1].texts); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+	var text, picture bytes.Buffer
+	if err := errors.Join(r.Text(&text), r.SVG(&picture, Wide)); err != nil {
+		t.Fatal(err)
+	}
+	if want := "\n" + last.Text + "\nthe ISP does again\n"; !strings.Contains(text.String(), want) {
+		t.Errorf("%s\nhas no %q", &text, want)
+	}
+	if !strings.Contains(picture.String(), ">the ISP does again<") {
+		t.Error("the picture does not name it")
+	}
+}
+
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)

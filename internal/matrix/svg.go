@@ -32,6 +32,7 @@ var geometries = map[Shape]geometry{
 const (
 	headHeight    = 46 // the layer's name and those of the columns
 	captionHeight = 34 // a condition's text
+	captionLine   = 18 // another one's above it
 	legendRow     = 22
 	inset         = 2 // between two squares
 )
@@ -97,7 +98,13 @@ func (d *drawing) table(y, width float64, layers []string) float64 {
 	}
 	y += headHeight
 	for _, b := range d.blocks {
-		fmt.Fprintf(d, `<path class="rule" d="M0 %.1fH%.1f"/><text class="caption" x="0" y="%.1f">%s</text>`, y, width, y+22, html.EscapeString(b.text))
+		fmt.Fprintf(d, `<path class="rule" d="M0 %.1fH%.1f"/>`, y, width)
+		for i, text := range b.texts {
+			if i > 0 {
+				y += captionLine
+			}
+			fmt.Fprintf(d, `<text class="caption" x="0" y="%.1f">%s</text>`, y+22, html.EscapeString(text))
+		}
 		y += captionHeight
 		for _, w := range b.rows {
 			if !d.tried(w, layers) {

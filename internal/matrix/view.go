@@ -3,6 +3,7 @@ package matrix
 import (
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -17,10 +18,10 @@ type view struct {
 	blocks  []block
 }
 
-// block is one condition.
+// block is the conditions under which everything was the same.
 type block struct {
-	text string
-	rows []row
+	texts []string
+	rows  []row
 }
 
 type row struct {
@@ -57,7 +58,7 @@ func (r *Record) view() *view {
 		v.columns = slices.Insert(slices.Delete(v.columns, i, i+1), 0, host)
 	}
 	for _, c := range r.Conditions {
-		b := block{text: c.Text}
+		b := block{texts: []string{c.Text}}
 		for _, source := range distinct(r.Cells, func(x Cell) (string, bool) { return x.Source.Class, x.Condition == c.Name }) {
 			w := row{source: source}
 			for _, layer := range v.layers {
@@ -75,6 +76,10 @@ func (r *Record) view() *view {
 				w.squares = append(w.squares, line)
 			}
 			b.rows = append(b.rows, w)
+		}
+		if i := slices.IndexFunc(v.blocks, func(a block) bool { return reflect.DeepEqual(a.rows, b.rows) }); i >= 0 {
+			v.blocks[i].texts = append(v.blocks[i].texts, c.Text)
+			continue
 		}
 		v.blocks = append(v.blocks, b)
 	}
@@ -146,7 +151,7 @@ func (r *Record) Text(w io.Writer) error {
 	var out strings.Builder
 	fmt.Fprintf(&out, "%s.\nMeasured %s at commit %s.\n", r.Summary(), r.Date.UTC().Format("2006-01-02 15:04 UTC"), r.Commit)
 	for _, b := range v.blocks {
-		fmt.Fprintf(&out, "\n%s\n", b.text)
+		fmt.Fprintf(&out, "\n%s\n", strings.Join(b.texts, "\n"))
 		t := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 		for l, layer := range v.layers {
 			fmt.Fprintf(t, "  %s\t%s\n", layer, strings.Join(v.columns, "\t"))
