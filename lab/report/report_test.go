@@ -257,6 +257,19 @@ func TestWrap(t *testing.T) {
 	}
 }
 
+// A band's words end where the next begins, though the band goes on below it.
+func TestBandsOverlap(t *testing.T) {
+	from := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	at := func(s int) time.Time { return from.Add(time.Duration(s) * time.Second) }
+	long := "all UDP and the control server dropped"
+	for next, want := range map[int]bool{1: false, 50: true} {
+		got := string(drawTimeline(wide, nil, []Band{{From: at(0), To: at(100), Text: long}, {From: at(next), To: at(100), Text: "edge"}}))
+		if strings.Contains(got, ">"+long+"</text>") != want {
+			t.Errorf("with another after %d s it is named: %t, want %t", next, !want, want)
+		}
+	}
+}
+
 // TestShow writes the long page to a file to look at: SHOW=page.html go test -run Show
 func TestShow(t *testing.T) {
 	file := os.Getenv("SHOW")

@@ -120,7 +120,11 @@ func (t *timeline) bands(bands []Band) {
 		fmt.Fprintf(&t.b, `<g><title>%s</title><rect class="%s" x="%.1f" y="0" width="%.1f" height="%.1f"/>`,
 			html.EscapeString(b.Text), class, x0, max(x1-x0, 1), bottom)
 		fmt.Fprintf(&t.b, `<path class="edge" d="M%.1f 0V%.1f"/>`, x0, bottom)
-		lines := wrap(b.Text, int((x1-x0-26)/charWidth), int((t.top-failStrip-4)/lineHeight))
+		end := x1
+		if i+1 < len(bands) { // the next may begin while this one lasts, and lies on it
+			end = min(x1, t.x(bands[i+1].From))
+		}
+		lines := wrap(b.Text, int((end-x0-26)/charWidth), int((t.top-failStrip-4)/lineHeight))
 		fmt.Fprintf(&t.b, `<text class="number" x="%.1f" y="14">%d</text>`, x0+5, i+1)
 		for j, line := range lines {
 			fmt.Fprintf(&t.b, `<text x="%.1f" y="%.1f">%s</text>`, x0+18, 14+lineHeight*float64(j), html.EscapeString(line))
