@@ -14,11 +14,12 @@ import (
 	"github.com/veilor/veilor-os/lab/outfit"
 )
 
-// busConfig is a session bus with nobody on it yet, which starts nothing.
+// busConfig is a session bus with nobody on it yet, which starts nothing, and lets
+// everybody send and receive: without the second not even its own answers come.
 const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>session</type><listen>unix:path=SOCKET</listen>
-<policy context="default"><allow send_destination="*"/><allow own="*"/></policy>
+<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy>
 </busconfig>
 `
 
