@@ -82,6 +82,14 @@ type Spec struct {
 	Log     io.Writer
 }
 
+// storage is podman's configuration. Its own choice of a driver is overlay, which
+// cannot lie on the root's overlay.
+const storage = `[storage]
+driver = "vfs"
+runroot = "/run/containers/storage"
+graphroot = "/var/lib/containers/storage"
+`
+
 var baseLine = regexp.MustCompile(`(?m)^base-image: .*$`)
 
 // Generate returns the Containerfile that the CLI makes of the recipe, whose base
@@ -130,6 +138,9 @@ func Generate(ctx context.Context, s Spec) (text []byte, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the registry's authority: %w", err)
 	}
+	if err := os.WriteFile(root.Path("etc/containers/storage.conf"), []byte(storage), 0o644); err != nil {
+		return nil, fmt.Errorf("configuring podman: %w", err)
+	}
 	for path, data := range map[string][]byte{
 		"recipes/recipe.yml": baseLine.ReplaceAll(data, []byte("base-image: "+base)),
 		"ca.pem":             authority,
@@ -142,7 +153,7 @@ func Generate(ctx context.Context, s Spec) (text []byte, err error) {
 	cmd := root.Command(ctx, "bluebuild", "generate", "--skip-validation", "-o", "Containerfile", "recipes/recipe.yml")
 	cmd.Dir = "/build"
 	cmd.Env = append(cmd.Env, "SSL_CERT_FILE=/build/ca.pem")
-	cmd.Stdout, cmd.Stderr = s.Log, s.Log
+	cmd.Stdout = s.Log
 	var words bytes.Buffer
 	cmd.Stderr = io.MultiWriter(s.Log, &words)
 	if err := ns.Run(cmd); err != nil {
