@@ -19,8 +19,8 @@ import (
 //
 //	VEILOR_TWO_CLONES=oci:DIR VEILOR_SITE=FILE go test -run TestTwoClones -timeout 60m ./internal/image
 //
-// where DIR is the lab's base and FILE a site whose keys are made, such as the ones
-// that a run of the demo leaves in its cache.
+// where DIR is the lab's base, which everybody may read, and FILE a site whose keys
+// are made, such as the ones that a run of the demo leaves in its cache.
 func TestTwoClones(t *testing.T) {
 	base, siteFile := os.Getenv("VEILOR_TWO_CLONES"), os.Getenv("VEILOR_SITE")
 	if base == "" || siteFile == "" {
