@@ -20,6 +20,50 @@ import (
 	"github.com/veilor/veilor-os/internal/site"
 )
 
+// startDaemon runs the daemon with all its files in root and its resolver on the
+// address, until the test ends, and returns once it listens.
+func startDaemon(t *testing.T, root, siteFile, resolver string) (*app, netip.AddrPort) {
+	t.Helper()
+	a := defaults()
+	a.root, a.site, a.meshSocket = root, siteFile, filepath.Join(root, "mesh.sock")
+	a.tailscaledSocket, a.yggSocket = filepath.Join(root, "t"), filepath.Join(root, "ygg.sock")
+	a.timeline, a.quietFile = filepath.Join(root, "timeline"), filepath.Join(root, "quiet")
+	probe, err := net.ListenPacket("udp", resolver)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.MustParseAddrPort(probe.LocalAddr().String())
+	probe.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.serve(ctx, slog.New(slog.NewTextHandler(t.Output(), nil)), at) }()
+	ended := false
+	t.Cleanup(func() {
+		cancel()
+		if ended {
+			return
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := net.Dial("unix", a.meshSocket)
+		if err == nil {
+			c.Close()
+			return a, at
+		}
+		select {
+		case <-tick.C:
+		case err := <-done:
+			ended = true
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestFollow: what `veilor mesh import` brings is served at once by the daemon that
 // runs; nobody else may tell it to.
 func TestFollow(t *testing.T) {
@@ -45,28 +89,7 @@ func TestFollow(t *testing.T) {
 	f, packed := s.publish(t, directory.Files{}, v, now)
 	l := newImporter(t, v, packed)
 
-	a := defaults()
-	a.root, a.site, a.meshSocket = l.root, l.site, filepath.Join(l.root, "mesh.sock")
-	a.tailscaledSocket, a.yggSocket = filepath.Join(l.root, "t"), filepath.Join(l.root, "ygg.sock")
-	a.timeline, a.quietFile = filepath.Join(l.root, "timeline"), filepath.Join(l.root, "quiet")
-	probe, err := net.ListenPacket("udp", "127.83.0.203:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	resolver := netip.MustParseAddrPort(probe.LocalAddr().String())
-	probe.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- a.serve(ctx, slog.New(slog.NewTextHandler(t.Output(), nil)), resolver) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
+	a, resolver := startDaemon(t, l.root, l.site, "127.83.0.203:0")
 	// finds says whether a name has that address, and whether somebody listens.
 	finds := func(name string, addr netip.Addr) bool {
 		c := dns.Client{Timeout: 5 * time.Second}
@@ -81,13 +104,8 @@ func TestFollow(t *testing.T) {
 		conn.Close()
 		return true
 	}
-	for !finds("going.veilor", at(202)) { // it starts
-		select {
-		case <-tick.C:
-		case err := <-done:
-			done <- nil
-			t.Fatal(err)
-		}
+	if !finds("going.veilor", at(202)) {
+		t.Fatal("a service is not served from the start")
 	}
 	untouched, err := net.Dial("tcp", at(201).String()+":443")
 	if err != nil {

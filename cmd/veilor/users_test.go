@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,46 +69,11 @@ func TestUsers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := defaults()
-	a.root, a.site, a.meshSocket = dir, filepath.Join(dir, "site.yaml"), filepath.Join(dir, "mesh.sock")
-	a.tailscaledSocket, a.yggSocket = filepath.Join(dir, "t"), filepath.Join(dir, "ygg.sock")
-	a.timeline, a.quietFile = filepath.Join(dir, "timeline"), filepath.Join(dir, "quiet")
-	if err := os.WriteFile(a.site, []byte(strings.ReplaceAll(string(text), "127.83.0.1}", "127.83.0.205}")), 0o644); err != nil {
+	siteFile := filepath.Join(dir, "site.yaml")
+	if err := os.WriteFile(siteFile, []byte(strings.ReplaceAll(string(text), "127.83.0.1}", "127.83.0.205}")), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	probe, err := net.ListenPacket("udp", "127.83.0.206:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	resolver := netip.MustParseAddrPort(probe.LocalAddr().String())
-	probe.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- a.serve(ctx, slog.New(slog.NewTextHandler(t.Output(), nil)), resolver) }()
-	ended := false
-	t.Cleanup(func() {
-		cancel()
-		if ended {
-			return
-		}
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for c, err := net.Dial("unix", a.meshSocket); ; c, err = net.Dial("unix", a.meshSocket) {
-		if err == nil {
-			c.Close()
-			break
-		}
-		select {
-		case <-tick.C:
-		case err := <-done:
-			ended = true
-			t.Fatal(err)
-		}
-	}
+	a, _ := startDaemon(t, dir, siteFile, "127.83.0.206:0")
 
 	const root, person, homed, webServer = 0, 1000, 60200, 33
 	users := []uint32{person, homed, webServer, 999, 65534, root} // root's orders last
