@@ -93,7 +93,7 @@ func (n *notifier) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { n.listen(ctx) })
-	wg.Go(func() { settle(ctx, n.log) })
+	wg.Go(func() { staySmall(ctx, n.log) })
 	defer func() {
 		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), clearLimit)
 		defer cancel()

@@ -1,5 +1,4 @@
-// Package footprint makes a daemon that mostly waits small in memory, once it
-// has started.
+// Package footprint keeps a daemon that mostly waits small in memory.
 //
 // A Go program of ours has some 18 MB of instructions and tables, and its start
 // (flags, the site file, signatures of the directory, tables of libraries) has the
@@ -8,6 +7,10 @@
 // looks for some that it can take. Letting go of it costs nothing that was not
 // already paid: the pages are in the page cache or the file, and come back when
 // they are used.
+//
+// A collection of garbage, which Go's runtime makes every two minutes even of a
+// program that waits, reads the tables of every function that somebody is in, and
+// maps 3 to 4 MB of them again. So what is mapped is let go of after each.
 package footprint
 
 import (
@@ -16,6 +19,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -24,13 +28,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settled is how long after its start a daemon has done what is done once: its
-// first connections, the first look at the directory and its peers.
-const settled = 30 * time.Second
+const (
+	// settled is how long after its start a daemon has done what is done once: its
+	// first connections, the first look at the directory and its peers.
+	settled = 30 * time.Second
+	// leastApart is the least time between two times of letting go. A program that
+	// works collects garbage many times a second; one that waits every two minutes.
+	leastApart = time.Minute
+)
 
-// Settle waits until the start is over, and then returns to the kernel what only
-// the start has needed. It returns early if ctx ends. An error harms nothing.
-func Settle(ctx context.Context) error {
+// Keep waits until the start is over, returns to the kernel what only the start has
+// needed, and after that what each collection of garbage has mapped, until ctx ends.
+// An error harms nothing.
+func Keep(ctx context.Context) error {
 	timer := time.NewTimer(settled)
 	defer timer.Stop()
 	select {
@@ -38,14 +48,49 @@ func Settle(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	return LetGo()
+	debug.FreeOSMemory()
+	collected := collections(ctx)
+	for {
+		if err := LetGo(); err != nil {
+			return err
+		}
+		last := time.Now()
+		for time.Since(last) < leastApart {
+			select {
+			case <-collected:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
 }
 
-// LetGo collects garbage, returns free memory to the kernel, and unmaps the pages
-// of the program's own file. Those that are used again come back by a minor
-// fault, 16 at a time.
+// collections tells of every collection of garbage until ctx ends; of several in a
+// row once.
+func collections(ctx context.Context) <-chan struct{} {
+	told := make(chan struct{}, 1)
+	var next func(struct{})
+	next = func(struct{}) {
+		if ctx.Err() != nil {
+			return
+		}
+		runtime.AddCleanup(new(garbage), next, struct{}{})
+		select {
+		case told <- struct{}{}:
+		default:
+		}
+	}
+	runtime.AddCleanup(new(garbage), next, struct{}{})
+	return told
+}
+
+// garbage is what the next collection finds. It has a pointer, without which the
+// runtime would put it in one block with others that live longer.
+type garbage struct{ _ *byte }
+
+// LetGo unmaps the pages of the program's own file. Those that are used again come
+// back by a minor fault, 16 at a time.
 func LetGo() error {
-	debug.FreeOSMemory()
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return fmt.Errorf("letting go of memory: %w", err)

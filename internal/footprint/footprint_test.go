@@ -3,6 +3,7 @@ package footprint
 import (
 	"context"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -70,11 +71,36 @@ func fromFile(t *testing.T) int {
 	return 0
 }
 
-func TestSettleEnds(t *testing.T) {
+func TestKeepEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Settle(ctx); err != nil {
+	if err := Keep(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCollections: each collection is told, and none after the end.
+func TestCollections(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	told := collections(ctx)
+	for range 3 {
+		runtime.GC()
+		<-told
+	}
+	cancel()
+	for range 2 { // what was under way
+		runtime.GC()
+		select {
+		case <-told:
+		default:
+		}
+	}
+	runtime.GC()
+	select {
+	case <-told:
+		t.Error("a collection is told after the end")
+	default:
 	}
 }
 
