@@ -45,6 +45,8 @@ type watch struct {
 	sent    time.Time // when the client's bytes last went out
 	answer  time.Time // when the server's bytes last came in
 	burst   int       // bytes of the server since the client's last
+	bytes   uint64    // that had arrived, on either side, when last looked
+	last    time.Time // the sign of life with which they did
 	told    time.Time // sign of life last reported
 	expect  time.Duration
 	timer   *time.Timer
@@ -56,7 +58,11 @@ type watch struct {
 type sign struct {
 	// ago is how long nothing came, neither data nor acknowledgement.
 	ago time.Duration
-	rtt time.Duration
+	// bytes are those that have arrived in both directions, as far as this end
+	// knows. What comes and leaves them as they are is no life: a server whose
+	// packets arrive and which hears nothing says its last words over and over.
+	bytes uint64
+	rtt   time.Duration
 }
 
 // lifeOf reads TCP_INFO (tcp(7)).
@@ -71,6 +77,7 @@ func lifeOf(c *net.TCPConn) func() (sign, bool) {
 			if err == nil {
 				ok = true
 				s.ago = time.Duration(min(info.Last_data_recv, info.Last_ack_recv)) * time.Millisecond
+				s.bytes = info.Bytes_received + info.Bytes_acked
 				s.rtt = time.Duration(info.Rtt) * time.Microsecond
 			}
 		})
@@ -124,7 +131,7 @@ func (w *watch) look() {
 	w.mu.Lock()
 	now := w.now()
 	again, alive, dead := w.judge(now, s, ok)
-	at := now.Add(-s.ago)
+	at := w.last
 	if again > 0 && !w.stopped {
 		w.timer.Reset(again)
 	} else {
@@ -146,19 +153,21 @@ func (w *watch) judge(now time.Time, s sign, ok bool) (again time.Duration, aliv
 	if w.stopped || !ok {
 		return 0, false, false
 	}
+	if s.bytes != w.bytes || w.last.IsZero() {
+		w.bytes, w.last = s.bytes, now.Add(-s.ago)
+	}
 	waits := w.sent.After(w.answer) || w.burst >= bulk
 	// A sign of life may have come after the request did: acknowledgements of
 	// an upload are the only ones there are.
-	last := now.Add(-s.ago)
+	last := w.last
 	if w.sent.After(last) {
 		last = w.sent // the answer is expected since then
 	}
 	quiet := now.Sub(last)
-	if s.ago < w.expect {
-		at := now.Add(-s.ago)
-		alive = at.Sub(w.told) > expect/2
+	if now.Sub(w.last) < w.expect {
+		alive = w.last.Sub(w.told) > expect/2
 		if alive {
-			w.told = at
+			w.told = w.last
 		}
 	}
 	switch {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/veilor/veilor-os/internal/mesh"
 )
@@ -44,6 +45,93 @@ func TestWatchJudges(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
 	}
+}
+
+// TestRepetitionIsNoLife: a server that says its last words again and again, since it
+// does not hear that they have arrived, is silent.
+func TestRepetitionIsNoLife(t *testing.T) {
+	here, there := connected(t)
+	deaf(t, there) // from here on it hears nothing
+	if _, err := io.WriteString(there, "answer"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(here, make([]byte, len("answer"))); err != nil {
+		t.Fatal(err)
+	}
+	life := lifeOf(here)
+	first, ok := life()
+	if !ok {
+		t.Fatal("the kernel says nothing of the connection")
+	}
+	now := time.Now()
+	w := &watch{now: time.Now, sent: now, expect: expect}
+	w.judge(now, first, true)
+	// The kernel counts a repetition as something that came.
+	var s sign
+	waitFor(t, func() bool { s, _ = life(); return segments(t, here) >= 4 && s.ago < expect/4 }, "repetitions")
+	later := now.Add(2 * expect)
+	if _, alive, dead := w.judge(later, s, true); alive || !dead {
+		t.Errorf("after repetitions only: alive %v, dead %v", alive, dead)
+	}
+	if last := now.Add(-first.ago); !w.last.Equal(last) {
+		t.Errorf("the last sign of life came %v after the answer", w.last.Sub(last))
+	}
+}
+
+// connected makes a connection over loopback.
+func connected(t *testing.T) (here, there *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close() })
+	b, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return a.(*net.TCPConn), b.(*net.TCPConn)
+}
+
+// deaf makes the kernel drop every packet that arrives for c.
+func deaf(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+	raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing[0]})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// segments is how many packets have arrived for c.
+func segments(t *testing.T, c *net.TCPConn) (n uint32) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		var info *unix.TCPInfo
+		if info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			n = info.Segs_in
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // TestWatchAsksLessAndLess: a server that thinks for minutes is asked a few
