@@ -3,6 +3,7 @@ module github.com/veilor/veilor-os/lab
 go 1.26.6
 
 require (
+	github.com/cavaliergopher/cpio v1.0.1
 	github.com/florianl/go-nfqueue/v2 v2.0.3
 	github.com/glebarez/go-sqlite v1.22.0
 	github.com/goccy/go-yaml v1.19.2

@@ -16,6 +16,8 @@ type Benchmark struct {
 	Name    string             `json:"name"`
 	Rounds  int                `json:"rounds"`
 	Metrics map[string]float64 `json:"metrics"`
+	// Where it ran, if not on the machine that the record is of.
+	Where string `json:"where,omitempty"`
 }
 
 // figures are the metrics for people.
@@ -23,6 +25,9 @@ func (b *Benchmark) figures() string {
 	var all []string
 	for _, u := range slices.Sorted(maps.Keys(b.Metrics)) {
 		all = append(all, strconv.FormatFloat(b.Metrics[u], 'f', -1, 64)+" "+u)
+	}
+	if b.Where != "" {
+		all = append(all, b.Where)
 	}
 	return strings.Join(all, ", ")
 }

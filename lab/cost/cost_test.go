@@ -36,9 +36,9 @@ BenchmarkCompile/guests=1000 	      10	 120 ns/op	 96 B/op	 4 allocs/op
 		t.Fatal(err)
 	}
 	want := []Benchmark{
-		{"example.org/forward", "ForwardEcho", 3000, map[string]float64{"ns/op": 670262, "added-µs": 27.47, "direct-µs": 34.33}},
-		{"example.org/forward", "Packet/guests=10", 100, map[string]float64{"ns/op": 5}},
-		{"example.org/acl", "Compile/guests=1000", 10, map[string]float64{"ns/op": 120, "B/op": 96, "allocs/op": 4}},
+		{Package: "example.org/forward", Name: "ForwardEcho", Rounds: 3000, Metrics: map[string]float64{"ns/op": 670262, "added-µs": 27.47, "direct-µs": 34.33}},
+		{Package: "example.org/forward", Name: "Packet/guests=10", Rounds: 100, Metrics: map[string]float64{"ns/op": 5}},
+		{Package: "example.org/acl", Name: "Compile/guests=1000", Rounds: 10, Metrics: map[string]float64{"ns/op": 120, "B/op": 96, "allocs/op": 4}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -79,6 +79,11 @@ func run(ctx context.Context, o options) error {
 		if r.Benchmarks, err = goBenchmarks(ctx, o); err != nil {
 			return err
 		}
+		if b := tooFew(r.Benchmarks); b != nil {
+			if err := inMachine(ctx, o, b, say); err != nil {
+				return err
+			}
+		}
 	}
 	r.Judge()
 	fmt.Print(r.Markdown())
