@@ -146,9 +146,40 @@ func (d Dir) pick(index v1.ImageIndex, arch string) (v1.Image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("opening %s: %w", d, err)
 		}
+		if err := d.whole(img, desc.Digest); err != nil {
+			return nil, fmt.Errorf("opening %s: %w", d, err)
+		}
 		return img, nil
 	}
 	return nil, fmt.Errorf("opening %s: it holds %s, not an image", d, desc.MediaType)
+}
+
+// whole returns an error if the manifest or the configuration of img is not what its
+// name says, for the directory's reader takes them as they are. Layers are compared
+// where they are read.
+func (d Dir) whole(img v1.Image, digest v1.Hash) error {
+	m, err := img.Manifest()
+	if err != nil {
+		return err
+	}
+	manifest, err := img.RawManifest()
+	if err != nil {
+		return err
+	}
+	config, err := img.RawConfigFile()
+	if err != nil {
+		return err
+	}
+	for _, b := range []struct {
+		what string
+		name v1.Hash
+		data []byte
+	}{{"manifest", digest, manifest}, {"configuration", m.Config.Digest, config}} {
+		if got := sha(b.data); got != b.name.Hex {
+			return fmt.Errorf("the image's %s %s is damaged or was changed: its content is sha256:%s; delete this file and fetch the image again", b.what, filepath.Join(d.Path, "blobs", "sha256", b.name.Hex), got)
+		}
+	}
+	return nil
 }
 
 // clean makes the name of a tar entry a path relative to the root: "usr/bin/x".

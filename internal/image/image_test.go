@@ -433,6 +433,97 @@ func TestOpenBaseTampered(t *testing.T) {
 	}
 }
 
+// What is changed in a base after it was indexed is found, whether its layers are
+// linked or copied into the image.
+func TestBuildTamperedBase(t *testing.T) {
+	for name, c := range map[string]struct {
+		blob func(*v1.Manifest) v1.Hash
+		want string
+	}{
+		"first layer":   {func(m *v1.Manifest) v1.Hash { return m.Layers[0].Digest }, "the base's layer "},
+		"last layer":    {func(m *v1.Manifest) v1.Hash { return m.Layers[1].Digest }, "the base's layer "},
+		"configuration": {func(m *v1.Manifest) v1.Hash { return m.Config.Digest }, "the image's configuration "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t, t.TempDir())
+			writeBase(t, o, imagetest.Base())
+			first, err := Build(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			base, err := o.Base.Open("amd64")
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := base.Manifest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(o.Base.Path, "blobs", "sha256", c.blob(m).Hex)
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data[len(data)/2] ^= 1
+			// A new file, so that the image keeps its own.
+			if err := errors.Join(os.Remove(file), os.WriteFile(file, data, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			_, err = Build(t.Context(), o)
+			if err == nil || !strings.Contains(err.Error(), c.want+file+" is damaged or was changed") || !strings.Contains(err.Error(), "delete this file and fetch") {
+				t.Errorf("got %v", err)
+			}
+			img, err := o.Out.Open("amd64")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d, err := img.Digest(); err != nil || d.String() != first.Digest {
+				t.Errorf("the image that was there has become %s, %v; want %s", d, err, first.Digest)
+			}
+		})
+	}
+}
+
+// A layer is read in the same way where it can be linked and where it is copied.
+func TestTake(t *testing.T) {
+	const text = "layer"
+	here := t.TempDir()
+	places := map[string]string{"linked": here}
+	if other, err := os.MkdirTemp("/dev/shm", "veilor-test-"); err != nil {
+		t.Logf("copying was NOT TESTED: it needs a second file system: %v", err)
+	} else {
+		t.Cleanup(func() { os.RemoveAll(other) })
+		places["copied"] = other
+	}
+	from := filepath.Join(here, "from")
+	if err := os.WriteFile(from, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	hash := func(text string) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: sha([]byte(text))} }
+	for how, place := range places {
+		for name, c := range map[string]struct {
+			digest v1.Hash
+			size   int64
+			fails  bool
+		}{
+			"whole":         {hash(text), int64(len(text)), false},
+			"another size":  {hash(text), int64(len(text)) + 1, true},
+			"other content": {hash("Layer"), int64(len(text)), true},
+		} {
+			t.Run(how+"/"+name, func(t *testing.T) {
+				to := filepath.Join(place, "to")
+				defer os.Remove(to)
+				if err := take(from, to, c.digest, c.size); (err != nil) != c.fails {
+					t.Errorf("got %v", err)
+				}
+				if data, err := os.ReadFile(to); err != nil || string(data) != text {
+					t.Errorf("%q, %v", data, err)
+				}
+			})
+		}
+	}
+}
+
 // An image that keeps its /etc at usr/etc is undone there.
 func TestBuildUsrEtc(t *testing.T) {
 	o := options(t, t.TempDir())

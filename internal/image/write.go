@@ -2,17 +2,21 @@ package image
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,7 +37,7 @@ func replaceable(dir string) error {
 
 // write makes the OCI image directory beside its place and exchanges the two, so
 // that a reader sees the old image or the new one. Layers of the base are hard
-// links where the file system allows.
+// links where the file system allows, and read once to see that they are whole.
 func write(ctx context.Context, o Options, img v1.Image) (err error) {
 	out, err := filepath.Abs(o.Out.Path)
 	if err != nil {
@@ -140,28 +144,31 @@ func fill(ctx context.Context, dir string, o Options, img v1.Image) error {
 	if err != nil {
 		return err
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	taken := map[v1.Hash]bool{}
 	for _, l := range layers {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		digest, err := l.Digest()
 		if err != nil {
-			return err
+			return errors.Join(err, g.Wait())
 		}
+		if _, ours := l.(blob); ours || taken[digest] {
+			continue // ours are written below
+		}
+		taken[digest] = true
 		size, err := l.Size()
 		if err != nil {
-			return err
+			return errors.Join(err, g.Wait())
 		}
-		from := filepath.Join(o.Base.Path, "blobs", "sha256", digest.Hex)
-		if info, err := os.Stat(from); err != nil || info.Size() != size {
-			if _, ours := l.(blob); ours {
-				continue // written below
+		g.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
 			}
-			return fmt.Errorf("the base's layer %s is missing or has another size; fetch the image again", digest)
-		}
-		if err := linkOrCopy(from, filepath.Join(blobs, digest.Hex)); err != nil {
-			return err
-		}
+			return take(filepath.Join(o.Base.Path, "blobs", "sha256", digest.Hex), filepath.Join(blobs, digest.Hex), digest, size)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	l, err := layout.Write(dir, empty.Index)
 	if err != nil {
@@ -176,21 +183,41 @@ func fill(ctx context.Context, dir string, o Options, img v1.Image) error {
 		layout.WithPlatform(v1.Platform{OS: "linux", Architecture: o.Arch}))
 }
 
-func linkOrCopy(from, to string) error {
-	if err := os.Link(from, to); err == nil || errors.Is(err, fs.ErrExist) {
-		return nil
+// take puts the base's layer at from also at to, and reads it whole: what the cache
+// knows of a layer would hide that it was changed since, until a push or a client
+// finds it. Nothing remembers a layer as checked: to link a file changes its ctime, so
+// that only the mtime could tell, which anybody can set. A processor reads some 1.4 GB
+// a second.
+func take(from, to string, digest v1.Hash, size int64) error {
+	got, n, err := linkOrCopy(from, to)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("the base's layer %s is missing; fetch the base again", from)
+	case err != nil:
+		return err
+	case got != digest.Hex || n != size:
+		// skopeo keeps a blob that has the name.
+		return fmt.Errorf("the base's layer %s is damaged or was changed: it has %d bytes with the digest sha256:%s, the manifest says %d bytes; delete this file and fetch the base again", from, n, got, size)
 	}
+	return nil
+}
+
+// linkOrCopy returns the SHA-256 and the size of what is at to then.
+func linkOrCopy(from, to string) (sum string, size int64, err error) {
 	src, err := os.Open(from)
 	if err != nil {
-		return err
+		return "", 0, err
 	}
 	defer src.Close()
+	h := sha256.New()
+	if os.Link(from, to) == nil {
+		size, err = io.Copy(h, src)
+		return hex.EncodeToString(h.Sum(nil)), size, err
+	}
 	dst, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
-		return err
+		return "", 0, err
 	}
-	if _, err := io.Copy(dst, src); err != nil {
-		return errors.Join(err, dst.Close())
-	}
-	return dst.Close()
+	size, err = io.Copy(io.MultiWriter(dst, h), src)
+	return hex.EncodeToString(h.Sum(nil)), size, errors.Join(err, dst.Close())
 }
