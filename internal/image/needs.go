@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -104,10 +105,24 @@ func installed(spec string) func(*inventory) (string, error) {
 	}
 }
 
+// packageRe is a plain name of a package. What else dnf takes (a pattern, a group, a
+// path) names several, or what a package database of a base cannot be asked for.
+var packageRe = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*$`)
+
+// absent is met by no package of that name. It is the answer that a question gets
+// that was asked wrongly, so that only plain names count.
 func absent(spec string) func(*inventory) (string, error) {
+	if !packageRe.MatchString(spec) {
+		return cannotTell
+	}
 	return func(i *inventory) (string, error) {
 		if p, ok := i.find(spec); ok {
 			return "", fmt.Errorf("%s is installed", p)
+		}
+		for _, p := range i.packages {
+			if strings.HasPrefix(spec, p.Name+"-"+p.Version) { // dnf takes a version behind the name
+				return "", fmt.Errorf("%s is installed", p)
+			}
 		}
 		return "not among the packages of " + i.database, nil
 	}
@@ -266,18 +281,22 @@ func repos(v any) []string {
 	return all
 }
 
+// dnfRe is a command that a shell reads as the words that it looks like.
+var dnfRe = regexp.MustCompile(`^dnf(?: +[A-Za-z0-9@%_./:=,+-]+)+$`)
+
 // snippetNeeds reads the one kind of snippet that a package database can answer
 // for: dnf with names. Everything else runs in the image.
 func snippetNeeds(m recipe.Module, text string) []need {
 	words := strings.Fields(text)
 	var verb string
-	var names []string
-	simple := len(words) > 2 && words[0] == "dnf" && !strings.ContainsAny(text, "|&;<>$`\\\"'()\n")
-	for _, w := range words[min(1, len(words)):] {
+	var command, names []string
+	for i, w := range words {
 		switch {
-		case strings.HasPrefix(w, "-"):
+		case i == 0 || strings.HasPrefix(w, "-"):
+			command = append(command, w)
 		case verb == "":
 			verb = w
+			command = append(command, w)
 		default:
 			names = append(names, w)
 		}
@@ -285,13 +304,12 @@ func snippetNeeds(m recipe.Module, text string) []need {
 	met := map[string]func(string) func(*inventory) (string, error){
 		"install": installed, "reinstall": installed, "remove": absent,
 	}[verb]
-	if !simple || met == nil || len(names) == 0 {
+	if !dnfRe.MatchString(strings.TrimSpace(text)) || met == nil || len(names) == 0 {
 		return []need{{line: m.Line, module: m.Type, what: text, met: cannotTell}}
 	}
-	command := strings.Join(slices.DeleteFunc(words, func(w string) bool { return slices.Contains(names, w) }), " ")
 	var all []need
 	for _, n := range names {
-		all = append(all, need{line: m.Line, module: m.Type, what: command + " " + n, met: met(n)})
+		all = append(all, need{line: m.Line, module: m.Type, what: strings.Join(command, " ") + " " + n, met: met(n)})
 	}
 	return all
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -218,5 +219,67 @@ func FuzzReadPackages(f *testing.F) {
 			t.Fatal(err)
 		}
 		_, _ = readPackages(file) // no panic
+	})
+}
+
+// A removal counts as done only where the question was understood.
+func TestAbsent(t *testing.T) {
+	inv := &inventory{packages: []Package{{Name: "firefox", Version: "150", Release: "1.fc44", Arch: "x86_64"}}, database: "db"}
+	for spec, want := range map[string]string{
+		"konqueror":          "",
+		"firefox":            "is installed",
+		"firefox.x86_64":     "is installed",
+		"firefox-150":        "is installed",
+		"firefox-150-1.fc44": "is installed",
+		"firefox-langpacks":  "",
+		"fire*":              errCannotTell.Error(),
+		"@kde-apps":          errCannotTell.Error(),
+		"/usr/lib64/firefox": errCannotTell.Error(),
+	} {
+		_, err := absent(spec)(inv)
+		if (err == nil) != (want == "") || (err != nil && !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: got %v, want %q", spec, err, want)
+		}
+	}
+}
+
+// What a shell would read in its own way nobody but a shell answers for; of the rest
+// every word is asked about.
+func FuzzSnippetNeeds(f *testing.F) {
+	for _, text := range []string{
+		"dnf -y reinstall sudo", " dnf install a b\n", "dnf install dnf", "dnf remove install", "update-ca-trust",
+		"dnf install a && rm -r /", "dnf install a\nrm b", "dnf install $(x)", "dnf remove a*", "dnf remove a # b", "dnf install", "",
+	} {
+		f.Add(text)
+	}
+	asks := regexp.MustCompile(`^dnf( -[^ ]*)* (install|reinstall|remove)( -[^ ]*)* [^ ]+$`)
+	f.Fuzz(func(t *testing.T, text string) {
+		all := snippetNeeds(recipe.Module{Type: "script", Line: 7}, text)
+		if len(all) == 0 {
+			t.Fatal("nothing is needed")
+		}
+		words := map[string]bool{}
+		for _, n := range all {
+			if n.line != 7 || n.module != "script" {
+				t.Errorf("of another module: %+v", n)
+			}
+			if _, err := n.met(&inventory{}); errors.Is(err, errCannotTell) && n.what == text {
+				if len(all) != 1 {
+					t.Errorf("one of %d is the whole snippet", len(all))
+				}
+				return
+			}
+			if strings.ContainsAny(strings.TrimSpace(text), "|&;<>$`\\\"'()*?[]{}~#!\t\n") || !asks.MatchString(n.what) {
+				t.Errorf("a package database is asked for %q", n.what)
+			}
+			for w := range strings.FieldsSeq(n.what) {
+				words[w] = true
+			}
+		}
+		for w := range strings.FieldsSeq(text) {
+			if !words[w] {
+				t.Errorf("nobody is asked about %q", w)
+			}
+		}
 	})
 }
