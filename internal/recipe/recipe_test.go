@@ -103,6 +103,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(real)
 	f.Add([]byte(head + "  - type: dnf\n    install: {packages: [{repo: a, packages: [b]}]}\n"))
+	f.Add([]byte(head + "  - type: script\n    scripts: [a.sh, b/c.sh]\n    snippets: [dnf -y reinstall sudo, \"a\\nb\"]\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := Parse("r.yml", data)
 		if err != nil {
@@ -114,6 +115,18 @@ func FuzzParse(f *testing.F) {
 		for _, m := range r.Modules {
 			if m.Spec != nil {
 				_ = m.Spec.Summary()
+			}
+			script, ok := m.Spec.(*Script)
+			if !ok {
+				continue
+			}
+			if len(script.Scripts)+len(script.Snippets) == 0 {
+				t.Errorf("line %d: accepted a script module that runs nothing", m.Line)
+			}
+			for _, p := range script.Scripts {
+				if !filepath.IsLocal(p) {
+					t.Errorf("line %d: accepted %q, which is not below the scripts", m.Line, p)
+				}
 			}
 		}
 	})

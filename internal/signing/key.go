@@ -139,6 +139,11 @@ func Load(file string, passphrase func(file string) ([]byte, error)) (*Private, 
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: wrong passphrase, or the file is damaged; give the right one in COSIGN_PASSWORD or at the prompt", file)
 	}
+	return parsePrivate(file, der)
+}
+
+// parsePrivate reads what is in the envelope.
+func parsePrivate(file string, der []byte) (*Private, error) {
 	any, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", file, err)
