@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/veilor/veilor-os/internal/listen"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,7 +63,7 @@ func TestFullTable(t *testing.T) {
 	}
 	waitFor(t, func() bool { return said.Load() > 0 }, "a word about it")
 	// Some more tries.
-	timer := time.NewTimer(5 * acceptAgain)
+	timer := time.NewTimer(5 * listen.AcceptAgain)
 	<-timer.C
 	if n := said.Load(); n != 1 {
 		t.Errorf("it was said %d times", n)

@@ -59,13 +59,6 @@ const (
 	// they want, or waiting for a layer. A page that is reloaded in vain makes
 	// some tens.
 	MaxWaiting = 512
-
-	// complainEvery is how often the same refusal is logged.
-	complainEvery = time.Hour
-
-	// acceptAgain is when to try again where there was no file or memory for a
-	// connection. The client waits in the kernel's queue meanwhile.
-	acceptAgain = 100 * time.Millisecond
 )
 
 // ErrAbsent says that a layer's interface does not exist.
@@ -340,10 +333,7 @@ func (s *service) accept(ctx context.Context, g *errgroup.Group, l *net.TCPListe
 			if s.loud("accept", s.now()) {
 				s.log.Warn("a client has to wait: its connection cannot be accepted now", "err", err)
 			}
-			select { // closing connections is what helps, and it takes a moment
-			case <-time.After(acceptAgain):
-			case <-ctx.Done():
-			}
+			listen.Pause(ctx.Done())
 			continue
 		case err != nil:
 			return fmt.Errorf("accepting connections for %s: %w", s.Name, err)
@@ -481,7 +471,7 @@ func (s *service) refuse(client *net.TCPConn, no *refused) {
 func (s *service) loud(what string, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if last, before := s.logged[what]; before && now.Sub(last) < complainEvery {
+	if last, before := s.logged[what]; before && now.Sub(last) < listen.ComplainEvery {
 		return false
 	}
 	s.logged[what] = now

@@ -80,6 +80,27 @@ func Unix(ctx context.Context, path string, mode fs.FileMode, what, unit string)
 	return l, nil
 }
 
+// ComplainEvery is how often it is logged that clients are refused or have to wait,
+// for the same reason.
+const ComplainEvery = time.Hour
+
+// AcceptAgain is when to try again where there was no file or memory for a connection.
+// The client waits in the kernel's queue meanwhile.
+const AcceptAgain = 100 * time.Millisecond
+
+// Pause waits after a connection could not be accepted, for connections that end are
+// what helps, and that takes a moment. It says whether to try again: not when done.
+func Pause(done <-chan struct{}) bool {
+	t := time.NewTimer(AcceptAgain)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-done:
+		return false
+	}
+}
+
 // explain adds what a person can do about err.
 func explain(err error, network, flags string, addr netip.AddrPort, what string) error {
 	switch {

@@ -65,6 +65,17 @@ func TestUnix(t *testing.T) {
 	}
 }
 
+func TestPause(t *testing.T) {
+	if !Pause(nil) {
+		t.Error("nothing ended, and nobody tries again")
+	}
+	done := make(chan struct{})
+	close(done)
+	if Pause(done) {
+		t.Error("it is tried again after the end")
+	}
+}
+
 func check(t *testing.T, err, is error, parts ...string) {
 	t.Helper()
 	if !errors.Is(err, is) {

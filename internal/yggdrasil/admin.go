@@ -37,11 +37,6 @@ const (
 	// maxAdmin is how many may ask at once. Who asks for something is answered
 	// within milliseconds; who says nothing for long makes room for the next.
 	maxAdmin = 16
-	// acceptAgain is when to try again where there was no file or memory for a
-	// connection. The client waits in the kernel's queue meanwhile.
-	acceptAgain = 100 * time.Millisecond
-	// complainEvery is how often that is logged.
-	complainEvery = time.Hour
 )
 
 // PeerEntry is one peering in the answer to getPeers: the library's, and the
@@ -97,13 +92,11 @@ func (s *adminServer) serve() {
 			return
 		}
 		if err != nil { // a full table of files, mostly: that passes
-			if now := time.Now(); complained.IsZero() || now.Sub(complained) > complainEvery {
+			if now := time.Now(); complained.IsZero() || now.Sub(complained) > listen.ComplainEvery {
 				complained = now
 				s.log.Warn("who asks on the admin socket has to wait: the connection cannot be accepted now", "err", err)
 			}
-			select {
-			case <-time.After(acceptAgain):
-			case <-s.done:
+			if !listen.Pause(s.done) {
 				return
 			}
 			continue
