@@ -2,14 +2,15 @@ package act
 
 import (
 	"context"
-	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"html/template"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,15 +116,13 @@ func (s *Stage) floors() (template.HTML, error) {
 
 // versions of what took part: of our Go programs' modules, and of the tools.
 func (s *Stage) versions() []report.Version {
-	all := []report.Version{{Name: "veilor-os image", Version: s.Version}, {Name: "Go", Version: strings.TrimPrefix(runtime.Version(), "go")}}
-	for _, p := range []struct{ file, name, module string }{
-		{s.programs.Headscale, "Headscale", "github.com/juanfont/headscale"},
-		{s.programs.Tailscaled, "tailscaled", "tailscale.com"},
-		{s.programs.Ygg, "Yggdrasil (library)", "github.com/yggdrasil-network/yggdrasil-go"},
-	} {
-		if v := moduleVersion(p.file, p.module); v != "" {
-			all = append(all, report.Version{Name: p.name, Version: v})
-		}
+	all := []report.Version{{Name: "veilor-os image", Version: s.Version}}
+	built, err := program.Versions(s.programs)
+	if err != nil { // a run that failed early has none; its report has the rest
+		fmt.Fprintln(s.log, err)
+	}
+	for _, name := range slices.Sorted(maps.Keys(built)) {
+		all = append(all, report.Version{Name: name, Version: built[name]})
 	}
 	if s.tools == nil {
 		return all
@@ -138,23 +137,6 @@ func (s *Stage) versions() []report.Version {
 		}
 	}
 	return all
-}
-
-// moduleVersion is the version of a module that a Go program was built from.
-func moduleVersion(program, module string) string {
-	info, err := buildinfo.ReadFile(program)
-	if err != nil {
-		return ""
-	}
-	if info.Main.Path == module {
-		return info.Main.Version
-	}
-	for _, d := range info.Deps {
-		if d.Path == module {
-			return d.Version
-		}
-	}
-	return ""
 }
 
 // firstNumber is the first word of a program's answer that begins with a digit,

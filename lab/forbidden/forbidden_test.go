@@ -2,7 +2,6 @@ package forbidden
 
 import (
 	"context"
-	"debug/buildinfo"
 	"flag"
 	"os"
 	"path/filepath"
@@ -51,7 +50,7 @@ func prepare(t *testing.T) Config {
 	})
 	return Config{
 		Authority: f.Authority, Conditions: Conditions(), Now: time.Now,
-		Commit: program.Commit("../.."), Versions: versions(f.Programs), World: f.World,
+		Commit: program.Commit("../.."), Versions: versions(t, f.Programs), World: f.World,
 	}
 }
 
@@ -66,27 +65,18 @@ func showLogs(t *testing.T, dir string) {
 	}
 }
 
-// versions of the modules that the daemons were built from.
-func versions(p program.Set) map[string]string {
-	all := map[string]string{}
-	for _, d := range []struct{ name, file, module string }{
-		{"Headscale", p.Headscale, "github.com/juanfont/headscale"},
-		{"tailscaled", p.Tailscaled, "tailscale.com"},
-		{"Yggdrasil", p.Ygg, "github.com/yggdrasil-network/yggdrasil-go"},
-	} {
-		info, err := buildinfo.ReadFile(d.file)
-		if err != nil {
-			continue
-		}
-		for _, m := range append(info.Deps, &info.Main) {
-			if m.Path == d.module {
-				all[d.name] = m.Version
-			}
-		}
+// versions are those of every program that took part, and of the kernel, which filters.
+func versions(t *testing.T, p program.Set) map[string]string {
+	t.Helper()
+	all, err := program.Versions(p)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if out, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
-		all["Linux"] = strings.TrimSpace(string(out))
+	out, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
 	}
+	all["Linux"] = strings.TrimSpace(string(out))
 	return all
 }
 

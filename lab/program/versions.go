@@ -13,7 +13,8 @@ var others = map[string]string{
 	"github.com/yggdrasil-network/yggdrasil-go": "yggdrasil-go",
 }
 
-// Versions are those of the others' programs and of Go, as built into them.
+// Versions are those of the others' programs and of Go, as built into them. All
+// records name them alike.
 func Versions(p Set) (map[string]string, error) {
 	found := map[string]string{}
 	for _, file := range []string{p.Tailscaled, p.Headscale, p.Ygg} {
