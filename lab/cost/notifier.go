@@ -7,21 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
+	"github.com/veilor/veilor-os/internal/desktop/desktoptest"
 	"github.com/veilor/veilor-os/lab/daemon"
 	"github.com/veilor/veilor-os/lab/outfit"
 )
-
-// busConfig is a session bus with nobody on it yet, which starts nothing, and lets
-// everybody send and receive: without the second not even its own answers come.
-const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><type>session</type><listen>unix:path=SOCKET</listen>
-<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy>
-</busconfig>
-`
 
 // busLimit is for the bus to answer; it takes some milliseconds.
 const busLimit = 10 * time.Second
@@ -35,7 +26,7 @@ func (t *town) startNotifier(f *outfit.Outfit, say func(string, ...any)) (stop f
 		return func() {}, nil
 	}
 	socket, config := f.At("bus"), f.At("bus.conf")
-	if err := os.WriteFile(config, []byte(strings.ReplaceAll(busConfig, "SOCKET", socket)), 0o600); err != nil {
+	if err := os.WriteFile(config, desktoptest.Config("unix:path="+socket), 0o600); err != nil {
 		return nil, fmt.Errorf("starting a session bus: %w", err)
 	}
 	log := func(name string) string { return filepath.Join(f.World.Logs, name+".log") }

@@ -24,13 +24,20 @@ const (
 	patience = time.Minute
 )
 
-// config lets everybody on the bus do everything, and starts nothing.
+// config is a session bus with nobody on it yet, which starts nothing, and lets
+// everybody send and receive: without the second not even its own answers come.
 const config = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><type>session</type><listen>unix:dir=DIR</listen>
+<busconfig><type>session</type><listen>LISTEN</listen>
 <policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy>
 </busconfig>
 `
+
+// Config is what makes a dbus-daemon a session bus at an address: "unix:path=FILE", or
+// "unix:dir=DIR" for a name of its own choice.
+func Config(address string) []byte {
+	return []byte(strings.ReplaceAll(config, "LISTEN", address))
+}
 
 // Bus starts a session bus that ends with the test and returns its address. It
 // skips the test where there is no dbus-daemon.
@@ -46,7 +53,7 @@ func Bus(t testing.TB) (address string) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	file := filepath.Join(dir, "session.conf")
-	if err := os.WriteFile(file, []byte(strings.ReplaceAll(config, "DIR", dir)), 0o600); err != nil {
+	if err := os.WriteFile(file, Config("unix:dir="+dir), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
