@@ -70,14 +70,7 @@ func TestFollow(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("NOT TESTED without root: the daemon obeys nobody else; run `sudo go test ./cmd/veilor`")
 	}
-	data, err := os.ReadFile(filepath.Join("testdata", "site.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := site.Parse("site.yaml", data)
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := testSite(t)
 	at := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{127, 83, 0, last}) }
 	v.Services[0].Loopback = at(201)
 	going := v.Services[0]

@@ -112,14 +112,7 @@ func (l importer) veilor(stdin []byte, args ...string) (code int, stdout, stderr
 }
 
 func TestMeshImportAndPin(t *testing.T) {
-	data, err := os.ReadFile(filepath.Join("testdata", "site.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := site.Parse("site.yaml", data)
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := testSite(t)
 	v.Control.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.10")}
 	now := time.Now()
 	s := newSigners(t)
@@ -188,14 +181,7 @@ func TestMeshImportAndPin(t *testing.T) {
 // A service that only the signed directory has is known to every command, and a
 // directory that cannot be used is said and stops nothing.
 func TestSiteInForce(t *testing.T) {
-	data, err := os.ReadFile(filepath.Join("testdata", "site.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := site.Parse("site.yaml", data)
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := testSite(t)
 	now := time.Now()
 	s := newSigners(t)
 	f, packed := s.publish(t, directory.Files{}, v, now)

@@ -20,6 +20,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/veilor/veilor-os/internal/cli"
+	"github.com/veilor/veilor-os/internal/site"
 )
 
 func TestMain(m *testing.M) {
@@ -66,14 +67,11 @@ func (c cleanup) Run() int {
 }
 
 func TestScript(t *testing.T) {
+	text := testSiteText(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
-			data, err := os.ReadFile(filepath.Join("testdata", "site.yaml"))
-			if err != nil {
-				return err
-			}
 			// Each script has ports of its own.
 			ports := map[string]int{}
 			for _, name := range []string{"PORT", "DNSPORT"} {
@@ -85,7 +83,7 @@ func TestScript(t *testing.T) {
 				l.Close()
 				env.Setenv(name, strconv.Itoa(ports[name]))
 			}
-			site := strings.NewReplacer("ports: [443]", fmt.Sprintf("ports: [%d]", ports["PORT"]), "x.veilor:443", fmt.Sprintf("x.veilor:%d", ports["PORT"])).Replace(string(data))
+			site := strings.NewReplacer("ports: [443]", fmt.Sprintf("ports: [%d]", ports["PORT"]), "x.veilor:443", fmt.Sprintf("x.veilor:%d", ports["PORT"])).Replace(text)
 			env.Setenv("TEST_EUID", "0")
 			return os.WriteFile(filepath.Join(env.WorkDir, "site.yaml"), []byte(site), 0o644)
 		},
@@ -106,6 +104,25 @@ type laptop struct {
 	key     string        // that tailscaled got
 }
 
+// testSiteText is the site file of most tests, testSite what is in it.
+func testSiteText(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", "site.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func testSite(t *testing.T) *site.Site {
+	t.Helper()
+	v, err := site.Parse("site.yaml", []byte(testSiteText(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
 func newLaptop(t *testing.T) *laptop {
 	t.Helper()
 	l := &laptop{app: defaults(), dir: t.TempDir(), backend: "NeedsLogin"}
@@ -116,15 +133,10 @@ func newLaptop(t *testing.T) *laptop {
 
 	control := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	t.Cleanup(control.Close)
-	site, err := os.ReadFile("testdata/site.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	site = bytes.ReplaceAll(site, []byte("https://hs.example.org"), []byte(control.URL))
-	site = bytes.ReplaceAll(site, []byte("ports: [443]"), []byte("ports: [8443]"))
-	site = bytes.ReplaceAll(site, []byte("x.veilor:443"), []byte("x.veilor:8443"))
 	l.site = l.path("site.yaml")
-	l.write(t, "site.yaml", string(site), 0o644)
+	l.write(t, "site.yaml", strings.NewReplacer(
+		"https://hs.example.org", control.URL, "ports: [443]", "ports: [8443]", "x.veilor:443", "x.veilor:8443",
+	).Replace(testSiteText(t)), 0o644)
 	l.write(t, "bin/systemctl", "#!/bin/sh\nprintf '%s\\n' \"$*\" >>\""+l.path("systemctl.log")+"\"\n", 0o755)
 	t.Setenv("PATH", l.path("bin")+":"+os.Getenv("PATH"))
 

@@ -65,12 +65,8 @@ func TestUsers(t *testing.T) {
 	if err := os.WriteFile(program, binary, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(filepath.Join("testdata", "site.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	siteFile := filepath.Join(dir, "site.yaml")
-	if err := os.WriteFile(siteFile, []byte(strings.ReplaceAll(string(text), "127.83.0.1}", "127.83.0.205}")), 0o644); err != nil {
+	if err := os.WriteFile(siteFile, []byte(strings.ReplaceAll(testSiteText(t), "127.83.0.1}", "127.83.0.205}")), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	a, _ := startDaemon(t, dir, siteFile, "127.83.0.206:0")
