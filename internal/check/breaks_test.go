@@ -168,6 +168,7 @@ var breaks = []breakage{
 	{"kargs", "blacklist", edits(recipePath, "- nvidia-drm.fbdev=1", "- nvidia-drm.fbdev=1\n      - modprobe.blacklist=nouveau"), "modprobe.blacklist"},
 	{"kargs", "no picture", edits(recipePath, "nvidia-drm.modeset=1", "quiet"), "lack nvidia-drm.modeset=1"},
 	{"components", "not called", edits(recipePath, "      - veilor-components.sh\n", ""), "does not call veilor-components.sh"},
+	{"components", "no setfattr", edits(recipePath, "        - attr\n", ""), "does not install attr"},
 
 	{"site-complete", "as it is", func(*world) {}, "not set"},
 	{"tiers", "all", func(w *world) { w.site.Tiers[2].Reach = []string{"*:*"} }, ""},

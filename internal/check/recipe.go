@@ -186,7 +186,7 @@ var recipeRules = []Rule{
 		What:   "our files are marked for the tool that packs what GitHub ships",
 		Why:    "unmarked they lie in the layer that changes with every build, and every update pulls it whole",
 		Source: "coreos/chunkah, user.component",
-		Fix:    "call veilor-components.sh in the recipe, after the files module",
+		Fix:    "call veilor-components.sh in the recipe, after the files module, and install attr, whose setfattr it runs",
 		check: func(_ context.Context, s *Subject) error {
 			if err := s.need("recipe", "overlay"); err != nil {
 				return err
@@ -205,10 +205,14 @@ var recipeRules = []Rule{
 					}
 				}
 			}
+			var p problems
 			if marks < files {
-				return fmt.Errorf("%s marks files before its files module copies them", recipePath)
+				p.addf("%s marks files before its files module copies them", recipePath)
 			}
-			return nil
+			if !slices.Contains(s.installs(), "attr") {
+				p.addf("%s does not install attr, which has setfattr", recipePath)
+			}
+			return p.err()
 		},
 	},
 }

@@ -56,6 +56,11 @@ set -eu
 
 root=${VEILOR_ROOT-}
 
+command -v setfattr >/dev/null || {
+    echo "veilor-components: there is no setfattr; install the package attr before this script" >&2
+    exit 1
+}
+
 # component NAME INTERVAL: marks the files that stdin lists.
 component() {
     while read -r file; do

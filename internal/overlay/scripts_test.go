@@ -318,8 +318,13 @@ func TestScripts(t *testing.T) {
 		t.Error(got)
 	}
 	l := newLaptop(t)
-	l.program("setfattr", `echo "$*" >>"$LOG"`)
 	c, _ := all.Find(ComponentsScript)
+	none := exec.Command("/bin/sh", "-s")
+	none.Env, none.Stdin = []string{"PATH=" + t.TempDir()}, strings.NewReader(string(c.Data))
+	if out, err := none.CombinedOutput(); err == nil || !strings.Contains(string(out), "install the package attr") {
+		t.Errorf("without setfattr: %v: %s", err, out)
+	}
+	l.program("setfattr", `echo "$*" >>"$LOG"`)
 	cmd := exec.Command("sh", "-s")
 	cmd.Env, cmd.Stdin = append(l.env, "VEILOR_ROOT=/r"), strings.NewReader(string(c.Data))
 	if out, err := cmd.CombinedOutput(); err != nil {
