@@ -13,6 +13,7 @@ import (
 	"github.com/rhysd/actionlint"
 
 	"github.com/veilor/veilor-os/internal/check"
+	"github.com/veilor/veilor-os/internal/recipe"
 )
 
 // parse reads one of our workflows.
@@ -170,6 +171,41 @@ func TestMeasureThePull(t *testing.T) {
 				t.Errorf("%s, want %d of 1030 (%v)\n%s", data, c.pulled, err, out)
 			}
 		})
+	}
+}
+
+// Each image that the recipe has built gets a list of what is in it: its own.
+func TestEachArchitectureIsListed(t *testing.T) {
+	watch(t)
+	w := parse(t, ours+"/build-bluebuild.yml")
+	r, err := recipe.Load("../../bluebuild/recipes/recipe.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var listed []string
+	for _, v := range w.Jobs["sbom"].Strategy.Matrix.Rows["arch"].Values {
+		listed = append(listed, "linux/"+strings.Trim(v.String(), `"'`))
+	}
+	if !slices.Equal(listed, r.Platforms) {
+		t.Errorf("of %q, and the recipe builds %q", listed, r.Platforms)
+	}
+	s, _ := step(t, w, "sbom", "Say which image")
+	for arch, want := range map[string]string{"amd64": amd64, "arm64": arm64, "riscv64": ""} {
+		dir := t.TempDir()
+		t.Setenv("ARCH", arch)
+		out, err := runStep(t, dir, script(t, s), aRegistry(), map[string]string{"skopeo": fakeSkopeo})
+		if (err == nil) != (want != "") {
+			t.Errorf("%s: %v\n%s", arch, err, out)
+		}
+		if want == "" {
+			continue
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, "output")); err != nil || string(got) != "digest="+want+"\n" {
+			t.Errorf("%s: %q, %v", arch, got, err)
+		}
+	}
+	if s, _ := step(t, w, "sbom", "Attest it"); !strings.Contains(script(t, s), `"$IMAGE@$ONE"`) {
+		t.Errorf("what one image has in it is attached to all:\n%s", script(t, s))
 	}
 }
 
