@@ -322,5 +322,11 @@ func TestOSRelease(t *testing.T) {
 
 func FuzzOSRelease(f *testing.F) {
 	f.Add("NAME=\"a\"\nVERSION_ID=4\n")
-	f.Fuzz(func(t *testing.T, s string) { parseOSRelease(s) })
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, v := range []string{parseOSRelease(s).name, parseOSRelease(s).version} {
+			if strings.Contains(v, "\n") || !strings.Contains(s, v) {
+				t.Errorf("%q is no value of one line", v)
+			}
+		}
+	})
 }

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -361,8 +362,21 @@ func FuzzParseUndo(f *testing.F) {
 	f.Add([]byte(undoText))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		list, err := ParseUndo("undo.yaml", data)
-		if err == nil {
-			Script(list)
+		if err != nil {
+			return
+		}
+		script := Script(list)
+		sh := exec.Command("sh", "-n")
+		sh.Stdin = bytes.NewReader(script)
+		if out, err := sh.CombinedOutput(); err != nil {
+			t.Errorf("no script: %v: %s\n%s", err, out, script)
+		}
+		for _, u := range list {
+			for _, p := range u.paths() {
+				if !bytes.Contains(script, []byte(quote(p))) {
+					t.Errorf("nothing is done about %q", p)
+				}
+			}
 		}
 	})
 }

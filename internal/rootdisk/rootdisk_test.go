@@ -82,6 +82,8 @@ func FuzzRootDevices(f *testing.F) {
 	f.Add([]byte("22 1 0:26 /root / rw shared:1 - btrfs /dev/mapper/luks-1234 rw\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m := disk(string(bytes.Clone(data)), "class/block/dm-0/dm/name", "x")
-		Encrypted(m)
+		if got, _ := Encrypted(m); got {
+			t.Error("encrypted, and no device has LUKS")
+		}
 	})
 }

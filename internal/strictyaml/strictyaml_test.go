@@ -1,6 +1,7 @@
 package strictyaml
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -83,8 +84,16 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte("a: !0 0\nlist: *x"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var d doc
-		if got, err := Decode("f.yaml", data, &d, ""); err == nil {
-			got.Line("list[0]")
+		got, err := Decode("f.yaml", data, &d, "")
+		lines := bytes.Count(data, []byte("\n")) + bytes.Count(data, []byte("\r")) + 1
+		var p Problem
+		switch {
+		case err == nil:
+			if l := got.Line("list[0]"); l < 0 || l > lines {
+				t.Errorf("list[0] is in line %d of %d", l, lines)
+			}
+		case !errors.As(err, &p) || p.File != "f.yaml" || p.Line < 0 || p.Line > lines:
+			t.Errorf("no problem of one of %d lines: %v", lines, err)
 		}
 	})
 }

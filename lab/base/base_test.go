@@ -169,5 +169,19 @@ func TestTwinIsALayerAfterTheCommit(t *testing.T) {
 
 func FuzzContentMeta(f *testing.F) {
 	f.Add("-00644 0 0 12 " + sum("a") + " /usr/x\n")
-	f.Fuzz(func(_ *testing.T, listing string) { _, _ = contentMeta(listing) })
+	f.Fuzz(func(t *testing.T, listing string) {
+		data, err := contentMeta(listing)
+		if err != nil {
+			return
+		}
+		var meta struct{ Layers, Mapping map[string]string }
+		if err := json.Unmarshal(data, &meta); err != nil || len(meta.Mapping) == 0 {
+			t.Fatalf("%s: %v", data, err)
+		}
+		for sum, layer := range meta.Mapping {
+			if meta.Layers[layer] == "" {
+				t.Errorf("%q lies in %q, which is no layer", sum, layer)
+			}
+		}
+	})
 }

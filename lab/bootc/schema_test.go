@@ -1,6 +1,7 @@
 package bootc
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 )
@@ -50,5 +51,10 @@ func TestCheckStatus(t *testing.T) {
 func FuzzCheckStatus(f *testing.F) {
 	f.Add([]byte(managed))
 	f.Add([]byte(unmanaged))
-	f.Fuzz(func(_ *testing.T, doc []byte) { _ = CheckStatus(doc) })
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		var host map[string]any
+		if CheckStatus(doc) == nil && (json.Unmarshal(doc, &host) != nil || host["kind"] == nil || host["apiVersion"] == nil) {
+			t.Errorf("%q is no status", doc)
+		}
+	})
 }

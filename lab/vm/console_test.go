@@ -175,9 +175,21 @@ func TestMonitor(t *testing.T) {
 
 func FuzzPrompts(f *testing.F) {
 	f.Add("laptop login: ")
-	f.Fuzz(func(_ *testing.T, s string) {
+	f.Fuzz(func(t *testing.T, s string) {
 		for _, re := range []*regexp.Regexp{passphrasePrompt, bootAnswer, loginAnswer} {
-			re.FindStringSubmatch(s)
+			got := re.FindStringSubmatch(s)
+			if got == nil {
+				continue
+			}
+			answers := 0
+			for _, g := range got[1:] {
+				if g != "" {
+					answers++
+				}
+			}
+			if strings.ContainsAny(got[0], "\r\n") || answers != min(1, len(got)-1) {
+				t.Errorf("%q is %d answers of one line", got[0], answers)
+			}
 		}
 	})
 }
