@@ -4,9 +4,6 @@
 # Programs are static (CGO_ENABLED=0), so that they run on any distribution.
 
 export CGO_ENABLED := 0
-# The boot screen's pictures come of sums that processors with a fused multiply-add
-# round otherwise; the plain instruction set has none.
-export GOAMD64 := v1
 GO ?= go
 
 # Results go here; CACHE holds what later runs re-use (roots, images, builds).
