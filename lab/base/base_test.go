@@ -142,6 +142,17 @@ func TestTwinIsALayerAfterTheCommit(t *testing.T) {
 	if err != nil || len(layers) != 3 {
 		t.Fatalf("%d layers, %v, want 3", len(layers), err)
 	}
+	added, err := layers[2].Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := os.Stat(filepath.Join(dir, "blobs/sha256", added.Hex))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if blob.Mode() != 0o644 {
+		t.Errorf("the layer's blob is %v; want it readable by all", blob.Mode())
+	}
 	rc, err := layers[2].Uncompressed()
 	if err != nil {
 		t.Fatal(err)

@@ -162,6 +162,14 @@ func addTwin(oci string) error {
 	if err := l.ReplaceImage(img, match.Digests(digest)); err != nil {
 		return fmt.Errorf("adding the twin of /etc: %w", err)
 	}
+	// layout leaves it to the owner alone; the base is for whoever builds on it.
+	added, err := layer.Digest()
+	if err != nil {
+		return fmt.Errorf("adding the twin of /etc: %w", err)
+	}
+	if err := os.Chmod(filepath.Join(oci, "blobs", added.Algorithm, added.Hex), 0o644); err != nil {
+		return fmt.Errorf("adding the twin of /etc: %w", err)
+	}
 	// The manifest without the twin is of no use to anyone.
 	return l.RemoveBlob(digest)
 }
