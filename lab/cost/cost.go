@@ -138,15 +138,23 @@ func timesOf(all []time.Duration, unit time.Duration) Times {
 // round keeps three digits after the point.
 func round(f float64) float64 { return float64(int64(f*1000+0.5)) / 1000 }
 
-// Path is a layer with the forwarder and without, measured in turn.
+// Path is a layer without anything in between, with a relay that does nothing but
+// copy, and with the forwarder, measured in turn.
 type Path struct {
 	Layer string `json:"layer"`
-	// Direct and Forward are MB/s of a download, Ratio the median of the
-	// ratios of two that followed each other.
-	Direct  float64 `json:"direct_mb_s"`
-	Forward float64 `json:"forward_mb_s"`
-	Ratio   float64 `json:"ratio"`
-	Rounds  int     `json:"rounds"`
+	// Direct, Relay and Forward are MB/s of a download, the ratios medians of the
+	// ratios to a direct one of the same round.
+	Direct     float64 `json:"direct_mb_s"`
+	Relay      float64 `json:"relay_mb_s"`
+	Forward    float64 `json:"forward_mb_s"`
+	RelayRatio float64 `json:"relay_ratio"`
+	Ratio      float64 `json:"ratio"`
+	Rounds     int     `json:"rounds"`
+	// Work is the processor time that 1 GB of a download takes, on both ends of the
+	// overlay, which here share the machine; ForwardWork what of it is the
+	// forwarder's. In seconds.
+	Work        float64 `json:"work_s_gb"`
+	ForwardWork float64 `json:"forward_work_s_gb"`
 	// Answer is the time of a small question and its answer on an open
 	// connection, Connect that of a new one: TCP, TLS, question and answer. In
 	// microseconds, medians.
@@ -154,13 +162,14 @@ type Path struct {
 	Connect Added `json:"connect"`
 }
 
-// Added is what the forwarder adds to a time.
+// Added is what the forwarder, and such a relay, add to a time.
 type Added struct {
 	Rounds  int     `json:"rounds"`
 	Direct  float64 `json:"direct_us"`
 	Forward float64 `json:"forward_us"`
-	// Added is the median over pairs that followed each other.
-	Added float64 `json:"added_us"`
+	// Added and RelayAdded are medians of the differences within a round.
+	Added      float64 `json:"added_us"`
+	RelayAdded float64 `json:"relay_added_us"`
 }
 
 // Promise is one limit and what was measured.
@@ -285,12 +294,17 @@ func (r *Record) Markdown() string {
 	}
 	if len(r.Paths) > 0 {
 		line("\n## The forwarder on each layer\n")
-		line("| layer | direct | through it | ratio | answer, direct | added | new connection, direct | added |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+		line("Beside it, in the same rounds, a relay that does nothing but accept, dial and copy: what it costs to be in between at all.\n")
+		line("| layer | | direct | through a relay | through the forwarder |\n| --- | --- | ---: | ---: | ---: |")
 		for _, p := range r.Paths {
-			line("| %s | %.0f MB/s | %.0f MB/s | %.3f | %.0f µs | %.0f µs | %.0f µs | %.0f µs |", p.Layer, p.Direct, p.Forward, p.Ratio,
-				p.Answer.Direct, p.Answer.Added, p.Connect.Direct, p.Connect.Added)
+			line("| %s | download | %.0f MB/s | %.3f of it | %.3f of it |", p.Layer, p.Direct, p.RelayRatio, p.Ratio)
+			line("| | answer | %.0f µs | + %.0f µs | + %.0f µs |", p.Answer.Direct, p.Answer.RelayAdded, p.Answer.Added)
+			line("| | new connection | %.0f µs | + %.0f µs | + %.0f µs |", p.Connect.Direct, p.Connect.RelayAdded, p.Connect.Added)
 		}
 		line("\nAn answer is to a small question on an open connection; a new connection is TCP, TLS, question and answer.")
+		for _, p := range r.Paths {
+			line("A GB over the %s takes %.1f s of a processor on both ends of it, which share this machine; %.1f s of that are the forwarder's.", p.Layer, p.Work, p.ForwardWork)
+		}
 	}
 	if len(r.Benchmarks) > 0 {
 		line("\n## Benchmarks\n\n| benchmark | figures |\n| --- | --- |")

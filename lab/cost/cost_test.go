@@ -100,6 +100,18 @@ func TestOwnProcess(t *testing.T) {
 	}
 }
 
+func TestBusy(t *testing.T) {
+	got, err := busy("cpu  828 387 299 1737471 11104 1 2 3 40 50\ncpu0 1 2\n")
+	if want := (828 + 387 + 299 + 1 + 2 + 3) * 10 * time.Millisecond; err != nil || got != want {
+		t.Errorf("busy for %v, %v; want %v", got, err, want)
+	}
+	for _, text := range []string{"", "cpu0 1 2 3 4 5", "cpu a b c d e"} {
+		if d, err := busy(text); err == nil {
+			t.Errorf("%q: %v", text, d)
+		}
+	}
+}
+
 func TestTimes(t *testing.T) {
 	var all []time.Duration
 	for i := 100; i > 0; i-- {
@@ -167,9 +179,9 @@ func TestDownloadsProveTheirLayer(t *testing.T) {
 			}))
 			defer srv.Close()
 			one := &client{service: srv.Listener.Addr().String(), http: srv.Client()}
-			direct, forward, err := pairs(context.Background(), [2]*client{one, one}, tailnet, "/bytes/1", 2)
-			if c.want == "" && (err != nil || len(direct) != 2 || len(forward) != 2) {
-				t.Errorf("%v, %v, %v", direct, forward, err)
+			took, err := inTurn(context.Background(), [ways]*client{one, one, one}, tailnet, "/bytes/1", 2)
+			if c.want == "" && (err != nil || len(took[direct]) != 2 || len(took[forwarded]) != 2) {
+				t.Errorf("%v, %v", took, err)
 			}
 			if c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("%v; want %q", err, c.want)

@@ -41,7 +41,7 @@ type client struct {
 	http    *http.Client
 }
 
-func newClient(ns *namespace.Namespace, service string, at netip.Addr, roots *x509.CertPool, keep bool) *client {
+func newClient(ns *namespace.Namespace, service string, at netip.AddrPort, roots *x509.CertPool, keep bool) *client {
 	return &client{service: service, http: &http.Client{Timeout: patience, Transport: &http.Transport{
 		TLSClientConfig:   &tls.Config{RootCAs: roots},
 		DisableKeepAlives: !keep,
@@ -49,7 +49,7 @@ func newClient(ns *namespace.Namespace, service string, at netip.Addr, roots *x5
 		// The service's bytes, and not what comes out of compressing them.
 		DisableCompression: true,
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return ns.DialContext(ctx, network, netip.AddrPortFrom(at, 443).String())
+			return ns.DialContext(ctx, network, at.String())
 		},
 	}}}
 }
@@ -141,7 +141,7 @@ func (t *town) measurePaths(ctx context.Context) ([]Path, error) {
 func (t *town) await(ctx context.Context, layer string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, switchLimit, fmt.Errorf("not on the %s after %v", layer, switchLimit))
 	defer cancel()
-	c := t.client(t.loopback, false)
+	c := t.client(netip.AddrPortFrom(t.loopback, 443), false)
 	for {
 		_, from, err := c.get(ctx, "/")
 		if err == nil && layerOf(from) == layer {
@@ -153,58 +153,92 @@ func (t *town) await(ctx context.Context, layer string) error {
 	}
 }
 
-func (t *town) measurePath(ctx context.Context, layer string, at netip.Addr) (Path, error) {
-	p := Path{Layer: layer, Rounds: downloads}
+func (t *town) measurePath(ctx context.Context, layer string, at netip.Addr) (p Path, err error) {
+	p = Path{Layer: layer, Rounds: downloads}
 	if err := t.await(ctx, layer); err != nil {
 		return p, err
 	}
-	bytes := fmt.Sprintf("/bytes/%d", download)
-	d, f, err := t.pairs(ctx, layer, at, bytes, true, downloads)
+	relay, stop, err := t.startRelay(ctx, layer, at)
 	if err != nil {
 		return p, err
 	}
-	var ratios []float64
-	for i := range d {
-		ratios = append(ratios, d[i].Seconds()/f[i].Seconds())
-	}
-	rate := func(all []time.Duration) float64 { return round(download / MB / median(all).Seconds()) }
-	p.Direct, p.Forward, p.Ratio = rate(d), rate(f), round(median(ratios))
-	if d, f, err = t.pairs(ctx, layer, at, "/", true, answers); err != nil {
+	defer stop()
+	ways := [ways]netip.AddrPort{direct: netip.AddrPortFrom(at, 443), relayed: relay, forwarded: netip.AddrPortFrom(t.loopback, 443)}
+	before, err := t.workDone()
+	if err != nil {
 		return p, err
 	}
-	p.Answer = addedOf(d, f)
-	if d, f, err = t.pairs(ctx, layer, at, "/", false, connects); err != nil {
+	took, err := t.inTurn(ctx, layer, ways, fmt.Sprintf("/bytes/%d", download), true, downloads)
+	if err != nil {
 		return p, err
 	}
-	p.Connect = addedOf(d, f)
+	after, err := t.workDone()
+	if err != nil {
+		return p, err
+	}
+	// The warming up of inTurn is one more, of each way.
+	const rounds = downloads + 1
+	perGB := func(d time.Duration, carried int) float64 {
+		return round(d.Seconds() * 1000 * MB / float64(carried*download))
+	}
+	p.Work, p.ForwardWork = perGB(after.all-before.all, rounds*int(len(ways))), perGB(after.forwarder-before.forwarder, rounds)
+	rate := func(w way) float64 { return round(download / MB / median(took[w]).Seconds()) }
+	ratio := func(w way) float64 {
+		var all []float64
+		for i := range took[w] {
+			all = append(all, took[direct][i].Seconds()/took[w][i].Seconds())
+		}
+		return round(median(all))
+	}
+	p.Direct, p.Relay, p.Forward = rate(direct), rate(relayed), rate(forwarded)
+	p.RelayRatio, p.Ratio = ratio(relayed), ratio(forwarded)
+	if took, err = t.inTurn(ctx, layer, ways, "/", true, answers); err != nil {
+		return p, err
+	}
+	p.Answer = addedOf(took)
+	if took, err = t.inTurn(ctx, layer, ways, "/", false, connects); err != nil {
+		return p, err
+	}
+	p.Connect = addedOf(took)
 	return p, nil
 }
 
-// pairs asks directly and by the forwarder in turn, each first every other time,
-// and checks that the layer stays the same: of an answer that does not say by which
-// it came, the one before it and the one after it on the same connection do.
-func (t *town) pairs(ctx context.Context, layer string, at netip.Addr, path string, keep bool, rounds int) (direct, forward []time.Duration, err error) {
-	clients := [2]*client{t.client(at, keep), t.client(t.loopback, keep)}
-	defer clients[0].close()
-	defer clients[1].close()
-	return pairs(ctx, clients, layer, path, rounds)
+// way is how a question goes to the service.
+type way int
+
+const (
+	direct way = iota
+	relayed
+	forwarded
+	ways
+)
+
+// inTurn asks each way in turn, another first in every round, and checks that the
+// layer stays the same: of an answer that does not say by which it came, the one
+// before it and the one after it on the same connection do.
+func (t *town) inTurn(ctx context.Context, layer string, to [ways]netip.AddrPort, path string, keep bool, rounds int) ([ways][]time.Duration, error) {
+	var clients [ways]*client
+	for w, at := range to {
+		clients[w] = t.client(at, keep)
+		defer clients[w].close()
+	}
+	return inTurn(ctx, clients, layer, path, rounds)
 }
 
-func pairs(ctx context.Context, clients [2]*client, layer, path string, rounds int) (direct, forward []time.Duration, err error) {
-	var took [2][]time.Duration
-	for i := -1; i < rounds; i++ { // once to warm up
+func inTurn(ctx context.Context, clients [ways]*client, layer, path string, rounds int) (took [ways][]time.Duration, err error) {
+	for i := range rounds + 1 { // once to warm up
 		for j := range clients {
-			which := (i + 1 + j) % 2
-			d, err := clients[which].getBy(ctx, layer, path)
+			w := (i + j) % len(clients)
+			d, err := clients[w].getBy(ctx, layer, path)
 			if err != nil {
-				return nil, nil, err
+				return took, err
 			}
-			if i >= 0 {
-				took[which] = append(took[which], d)
+			if i > 0 {
+				took[w] = append(took[w], d)
 			}
 		}
 	}
-	return took[0], took[1], nil
+	return took, nil
 }
 
 // getBy is get for an answer that must come by a layer.
@@ -230,13 +264,19 @@ func (c *client) getBy(ctx context.Context, layer, path string) (time.Duration, 
 	return took, err
 }
 
-func addedOf(direct, forward []time.Duration) Added {
-	var added []time.Duration
-	for i := range direct {
-		added = append(added, forward[i]-direct[i])
-	}
+func addedOf(took [ways][]time.Duration) Added {
 	us := func(d time.Duration) float64 { return round(float64(d) / float64(time.Microsecond)) }
-	return Added{len(direct), us(median(direct)), us(median(forward)), us(median(added))}
+	added := func(w way) float64 {
+		var all []time.Duration
+		for i := range took[w] {
+			all = append(all, took[w][i]-took[direct][i])
+		}
+		return us(median(all))
+	}
+	return Added{
+		Rounds: len(took[direct]), Direct: us(median(took[direct])), Forward: us(median(took[forwarded])),
+		Added: added(forwarded), RelayAdded: added(relayed),
+	}
 }
 
 func median[T time.Duration | float64](all []T) T {

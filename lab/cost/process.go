@@ -112,6 +112,54 @@ func processorTime(pid int) (time.Duration, error) {
 	return time.Duration(t.Nano()), nil
 }
 
+// work is processor time: of everything on this machine, and of the forwarder.
+type work struct{ all, forwarder time.Duration }
+
+// workDone is what has been done in the laptop's world so far. Whatever else this
+// machine does counts too: it is to be quiet.
+func (t *town) workDone() (w work, err error) {
+	all, err := inNamespace(t.world.Guest.Path())
+	if err != nil {
+		return w, err
+	}
+	pids, err := daemonsOf(all)
+	if err != nil {
+		return w, err
+	}
+	if w.forwarder, err = processorTime(pids[mesh]); err != nil {
+		return w, err
+	}
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return w, fmt.Errorf("reading the machine's processor time: %w", err)
+	}
+	w.all, err = busy(string(text))
+	return w, err
+}
+
+// busy reads from /proc/stat (proc_stat(5)) for how long the processors were not
+// idle. Its unit is a hundredth of a second.
+func busy(text string) (time.Duration, error) {
+	const idle, wait, guest = 4, 5, 9 // of the fields; what guests had is in the others already
+	line, _, _ := strings.Cut(text, "\n")
+	f := strings.Fields(line)
+	if len(f) <= idle || f[0] != "cpu" {
+		return 0, fmt.Errorf("reading the machine's processor time: %q", line)
+	}
+	var sum int64
+	for i, s := range f {
+		if i == 0 || i == idle || i == wait || i >= guest {
+			continue
+		}
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("reading the machine's processor time: %q", line)
+		}
+		sum += n
+	}
+	return time.Duration(sum) * (time.Second / 100), nil
+}
+
 // memoryOf is what a process has now.
 func memoryOf(pid int) (Memory, error) {
 	sums, err := readSizes(fmt.Sprintf("/proc/%d/smaps_rollup", pid))

@@ -50,10 +50,12 @@ type town struct {
 	service   string
 	loopback  netip.Addr
 	authority *x509.CertPool
-	say       func(format string, args ...any)
+	// relay is a program's file, and logs a directory.
+	relay, logs string
+	say         func(format string, args ...any)
 }
 
-func (t *town) client(at netip.Addr, keep bool) *client {
+func (t *town) client(at netip.AddrPort, keep bool) *client {
 	return newClient(t.world.Guest, t.service, at, t.authority, keep)
 }
 
@@ -80,7 +82,7 @@ func (r *Record) Measure(ctx context.Context, f *outfit.Outfit, o Options) error
 	}
 	defer l.Stop()
 	s := f.Lab.Site.Services[0]
-	t := &town{world: w, laptop: l, service: s.Name, loopback: s.Loopback, authority: f.Authority, say: o.Progress}
+	t := &town{world: w, laptop: l, service: s.Name, loopback: s.Loopback, authority: f.Authority, relay: f.Programs.Relay, logs: f.World.Logs, say: o.Progress}
 	if r.Versions, err = program.Versions(f.Programs); err != nil {
 		return err
 	}
@@ -201,7 +203,7 @@ func (t *town) measureIdle(ctx context.Context, d time.Duration) (Idle, error) {
 // measureRequest is what one page over a new connection has on the wire, on
 // average, everything that the overlays say meanwhile included.
 func (t *town) measureRequest(ctx context.Context, m *meter) (Wire, error) {
-	c := t.client(t.loopback, false)
+	c := t.client(netip.AddrPortFrom(t.loopback, 443), false)
 	before, err := m.read()
 	if err != nil {
 		return Wire{}, err

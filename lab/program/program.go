@@ -16,7 +16,7 @@ import (
 type Set struct {
 	Veilor, Forge, Ygg               string // the product's
 	Headscale, Tailscaled, Tailscale string // others'
-	PublicPeer, Browser, Init        string // the lab's
+	PublicPeer, Browser, Init, Relay string // the lab's
 }
 
 // Build builds all of them into dir, from the checkout source. Go's own cache
@@ -34,7 +34,7 @@ func Build(ctx context.Context, source, dir string, log io.Writer) (Set, error) 
 		{source, []string{"./cmd/veilor", "./cmd/veilor-forge", "./cmd/veilor-ygg"}},
 		{filepath.Join(source, "lab"), []string{
 			"github.com/juanfont/headscale/cmd/headscale", "tailscale.com/cmd/tailscaled", "tailscale.com/cmd/tailscale",
-			"./cmd/publicpeer", "./cmd/browser", "./cmd/init",
+			"./cmd/publicpeer", "./cmd/browser", "./cmd/init", "./cmd/relay",
 		}},
 	} {
 		args := append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", dir + "/"}, b.packages...)
@@ -50,6 +50,6 @@ func Build(ctx context.Context, source, dir string, log io.Writer) (Set, error) 
 	return Set{
 		Veilor: at("veilor"), Forge: at("veilor-forge"), Ygg: at("veilor-ygg"),
 		Headscale: at("headscale"), Tailscaled: at("tailscaled"), Tailscale: at("tailscale"),
-		PublicPeer: at("publicpeer"), Browser: at("browser"), Init: at("init"),
+		PublicPeer: at("publicpeer"), Browser: at("browser"), Init: at("init"), Relay: at("relay"),
 	}, nil
 }
