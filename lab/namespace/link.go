@@ -1,6 +1,7 @@
 package namespace
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net"
 	"os"
@@ -132,11 +133,18 @@ func (n *Namespace) Gateway(via net.IP) error {
 	return nil
 }
 
+// Bits of the first byte of a hardware address (IEEE 802).
+const multicast, local = 1, 2
+
 // Bridge makes a bridge of the named interfaces, which must exist, and brings
-// it up.
+// it up. Its address stays: one that is not given is that of a port, and another when
+// ports come and go, so that who has it for a router loses it for seconds.
 func (n *Namespace) Bridge(name string, ports ...string) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
+	attrs.HardwareAddr = make(net.HardwareAddr, 6)
+	rand.Read(attrs.HardwareAddr)
+	attrs.HardwareAddr[0] = attrs.HardwareAddr[0]&^multicast | local
 	br := &netlink.Bridge{LinkAttrs: attrs}
 	if err := n.links.LinkAdd(br); err != nil {
 		return fmt.Errorf("making bridge %s in %s: %w", name, n.Name, err)
