@@ -35,6 +35,9 @@ type Condition struct {
 
 	// Service is whom the cells are about; empty is the site's first service.
 	Service string
+	// Direct says that the laptop and the service's host have found each other past
+	// any relay before it begins, as machines have that stand side by side for hours.
+	Direct bool
 
 	// Begin does what is no rule, after the rules; End undoes it, before they are
 	// lifted.
@@ -137,7 +140,7 @@ func Conditions() []Condition {
 			NA: map[string]string{administrator: "the administrator's laptop stays where it is"}},
 		{ID: "sleep", Title: "sleep and resume", Begin: sleep, End: wake, After: true,
 			NA: map[string]string{"fresh": "a machine that sleeps does not start its programs"}},
-		{ID: "lan", Title: "no Internet, LAN alive: a service of the same LAN", Service: labsite.AtticService,
+		{ID: "lan", Title: "no Internet, LAN alive: a service of the same LAN", Service: labsite.AtticService, Direct: true,
 			Rules: []censor.Rule{censor.Offline("offline")}, NotReached: controlPort},
 		{ID: "offline", Title: "no Internet", Rules: []censor.Rule{censor.Offline("offline")}, NotReached: controlPort},
 	}

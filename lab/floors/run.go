@@ -31,6 +31,10 @@ const (
 	answerLimit = 15 * time.Second
 	// freshLimit is the same for programs that have just started.
 	freshLimit = 30 * time.Second
+	// directLimit is for two machines to find each other past the relay. Without the
+	// control server one does not know the keys of the other after a restart, and
+	// tailscaled was seen to wait two minutes for one that is back.
+	directLimit = 3 * time.Minute
 	// hitLimit is how long a rule may go without acting on anything.
 	hitLimit = 30 * time.Second
 )
@@ -97,6 +101,11 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 		cancel()
 		if err != nil {
 			return fmt.Errorf("before it, %s, %s: %w", p.layer, p.mode, err)
+		}
+	}
+	if c.Direct {
+		if err := t.direct(ctx, service); err != nil {
+			return fmt.Errorf("before it: %w", err)
 		}
 	}
 	if o.Idle > 0 {

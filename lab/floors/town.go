@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
@@ -159,6 +160,46 @@ func (t *Town) layer(service site.Service) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("veilor status does not know %s: %w", service.Name, err)
+}
+
+// direct waits until the laptop's tailscaled reaches the service's host past any
+// relay. Somebody has to use the service meanwhile.
+func (t *Town) direct(ctx context.Context, service site.Service) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, directLimit, fmt.Errorf("the tailnet goes through the relay to %s for longer than %v", service.Name, directLimit))
+	defer cancel()
+	at, _ := t.World.AddressesOf(service)
+	for {
+		text, err := t.Laptop.Node.Tailscale(ctx, "status", "--json")
+		if err != nil {
+			return err
+		}
+		is, err := directTo(text, at)
+		if err != nil || is {
+			return err
+		}
+		if err := pause(ctx, beat); err != nil {
+			return err
+		}
+	}
+}
+
+// directTo reads in `tailscale status --json` whether a peer is reached past any relay.
+func directTo(text string, peer netip.Addr) (bool, error) {
+	var s struct {
+		Peer map[string]struct {
+			TailscaleIPs []netip.Addr
+			CurAddr      string // empty if by a relay
+		}
+	}
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return false, fmt.Errorf("reading tailscale status: %w", err)
+	}
+	for _, p := range s.Peer {
+		if slices.Contains(p.TailscaleIPs, peer) {
+			return p.CurAddr != "", nil
+		}
+	}
+	return false, fmt.Errorf("reading tailscale status: it has no peer %s", peer)
 }
 
 // keptConn is a connection of the laptop's with the control server, past every
