@@ -135,7 +135,7 @@ func TestJudge(t *testing.T) {
 			{Name: tailscaled, Memory: Memory{Resident: 80 * MB}, Core: 1, Day: Wire{Up: 9e6}},
 		}},
 		Status: Status{Warm: Times{Median: 30}, Cold: Times{Median: 60}},
-		Paths:  []Path{{Layer: tailnet, Ratio: 0.97, Answer: Added{Added: 20}}},
+		Paths:  []Path{{Layer: tailnet, Gigabit: Download{Ratio: 0.97}, Unlimited: Download{Ratio: 0.93}, Answer: Added{Added: 20}}},
 		Benchmarks: []Benchmark{
 			{Name: "ForwardEcho", Metrics: map[string]float64{"added-µs": 101}},
 			{Name: "ForwardSetup", Metrics: map[string]float64{"added-µs": 500}},

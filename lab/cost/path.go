@@ -20,10 +20,13 @@ import (
 )
 
 const (
-	// download is what one round of throughput fetches: a second or so of an
+	// downloadSize is what one round of throughput fetches: a second or so of an
 	// overlay, so that a connection's slow start is little of it.
-	download  = 32 << 20
-	downloads = 9
+	downloadSize = 32 << 20
+	downloads    = 9
+	// gigabit is the fastest network that a laptop is usually plugged into, in bytes
+	// a second.
+	gigabit = 1e9 / 8
 	// answers and connects are rounds of small questions. Medians of so many
 	// differ by some microseconds from run to run.
 	answers  = 1000
@@ -164,12 +167,14 @@ func (t *town) measurePath(ctx context.Context, layer string, at netip.Addr) (p 
 	}
 	defer stop()
 	ways := [ways]netip.AddrPort{direct: netip.AddrPortFrom(at, 443), relayed: relay, forwarded: netip.AddrPortFrom(t.loopback, 443)}
+	if p.Gigabit, err = t.downloadAtGigabit(ctx, layer, ways); err != nil {
+		return p, err
+	}
 	before, err := t.workDone()
 	if err != nil {
 		return p, err
 	}
-	took, err := t.inTurn(ctx, layer, ways, fmt.Sprintf("/bytes/%d", download), true, downloads)
-	if err != nil {
+	if p.Unlimited, err = t.download(ctx, layer, ways); err != nil {
 		return p, err
 	}
 	after, err := t.workDone()
@@ -179,20 +184,11 @@ func (t *town) measurePath(ctx context.Context, layer string, at netip.Addr) (p 
 	// The warming up of inTurn is one more, of each way.
 	const rounds = downloads + 1
 	perGB := func(d time.Duration, carried int) float64 {
-		return round(d.Seconds() * 1000 * MB / float64(carried*download))
+		return round(d.Seconds() * 1000 * MB / float64(carried*downloadSize))
 	}
-	p.Work, p.ForwardWork = perGB(after.all-before.all, rounds*int(len(ways))), perGB(after.forwarder-before.forwarder, rounds)
-	rate := func(w way) float64 { return round(download / MB / median(took[w]).Seconds()) }
-	ratio := func(w way) float64 {
-		var all []float64
-		for i := range took[w] {
-			all = append(all, took[direct][i].Seconds()/took[w][i].Seconds())
-		}
-		return round(median(all))
-	}
-	p.Direct, p.Relay, p.Forward = rate(direct), rate(relayed), rate(forwarded)
-	p.RelayRatio, p.Ratio = ratio(relayed), ratio(forwarded)
-	if took, err = t.inTurn(ctx, layer, ways, "/", true, answers); err != nil {
+	p.Work, p.ForwardWork = perGB(after.all-before.all, rounds*len(ways)), perGB(after.forwarder-before.forwarder, rounds)
+	took, err := t.inTurn(ctx, layer, ways, "/", true, answers)
+	if err != nil {
 		return p, err
 	}
 	p.Answer = addedOf(took)
@@ -201,6 +197,31 @@ func (t *town) measurePath(ctx context.Context, layer string, at netip.Addr) (p 
 	}
 	p.Connect = addedOf(took)
 	return p, nil
+}
+
+// downloadAtGigabit limits the ISP's leg meanwhile.
+func (t *town) downloadAtGigabit(ctx context.Context, layer string, to [ways]netip.AddrPort) (d Download, err error) {
+	if err := t.world.LimitLaptop(gigabit); err != nil {
+		return d, err
+	}
+	defer func() { err = errors.Join(err, t.world.LimitLaptop(0)) }()
+	return t.download(ctx, layer, to)
+}
+
+func (t *town) download(ctx context.Context, layer string, to [ways]netip.AddrPort) (d Download, err error) {
+	took, err := t.inTurn(ctx, layer, to, fmt.Sprintf("/bytes/%d", downloadSize), true, downloads)
+	if err != nil {
+		return d, err
+	}
+	rate := func(w way) float64 { return round(downloadSize / MB / median(took[w]).Seconds()) }
+	ratio := func(w way) float64 {
+		var all []float64
+		for i := range took[w] {
+			all = append(all, took[direct][i].Seconds()/took[w][i].Seconds())
+		}
+		return round(median(all))
+	}
+	return Download{rate(direct), rate(relayed), rate(forwarded), ratio(relayed), ratio(forwarded)}, nil
 }
 
 // way is how a question goes to the service.

@@ -157,6 +157,34 @@ func (n *Namespace) Bridge(name string, ports ...string) error {
 	return n.Up(name)
 }
 
+const (
+	// burst may leave at once where the rate is limited: some milliseconds' worth of
+	// the fastest, without which the kernel cannot keep up the rate.
+	burst = 512 << 10
+	// queue is what waits meanwhile, in bytes.
+	queue = 2 << 20
+)
+
+// Limit lets no more than rate bytes a second leave by the interface; 0 ends that.
+func (n *Namespace) Limit(name string, rate uint64) error {
+	l, err := n.links.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("finding %s in %s: %w", name, n.Name, err)
+	}
+	q := &netlink.Tbf{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT},
+		Rate:       rate, Buffer: netlink.Xmittime(max(rate, 1), burst), Limit: queue,
+	}
+	change := n.links.QdiscReplace
+	if rate == 0 {
+		change = n.links.QdiscDel
+	}
+	if err := change(q); err != nil {
+		return fmt.Errorf("limiting %s in %s to %d bytes a second: %w", name, n.Name, rate, err)
+	}
+	return nil
+}
+
 // Plug makes an existing interface a port of a bridge and brings it up.
 func (n *Namespace) Plug(bridge, port string) error {
 	br, err := n.links.LinkByName(bridge)

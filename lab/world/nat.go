@@ -26,6 +26,10 @@ func (w *World) Masquerade() error {
 	return w.firewall()
 }
 
+// LimitLaptop lets the laptop's leg carry no more than rate bytes a second towards it; 0
+// ends that.
+func (w *World) LimitLaptop(rate uint64) error { return w.ISP.Limit(toLaptop, rate) }
+
 // firewall drops IPv6 packets to and from the laptop of flows that the router
 // does not know, but for those that the laptop begins.
 func (w *World) firewall() error {
