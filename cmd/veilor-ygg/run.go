@@ -65,11 +65,7 @@ reasons, and neither keys nor the addresses of guests.`,
 			}
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			defer daemon.SdNotify(false, daemon.SdNotifyStopping)
-			go func() {
-				if err := footprint.Keep(cmd.Context()); err != nil {
-					log.Debug("staying as large as at the start", "err", err)
-				}
-			}()
+			go footprint.Keep(cmd.Context(), log)
 			tick := time.NewTicker(lookAgain)
 			defer tick.Stop()
 			group := grouped(log, time.Now)

@@ -78,7 +78,7 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 	})
 	g.Go(func() error { ring.Keep(ctx); return nil })
 	g.Go(func() error { a.refresh(ctx, log, follows, cameUp); return nil })
-	g.Go(func() error { staySmall(ctx, log); return nil })
+	g.Go(func() error { footprint.Keep(ctx, log); return nil })
 	g.Go(func() error {
 		// Without it a lost layer is found by the next connection.
 		if err := linkwatch.Watch(ctx, func() { fwd.LinkChanged(ctx); changed() }); err != nil {
@@ -110,13 +110,6 @@ func (a *app) serve(ctx context.Context, log *slog.Logger, resolver netip.AddrPo
 		return nil
 	})
 	return g.Wait()
-}
-
-// staySmall keeps a daemon that mostly waits small in memory.
-func staySmall(ctx context.Context, log *slog.Logger) {
-	if err := footprint.Keep(ctx); err != nil {
-		log.Debug("staying as large as at the start", "err", err)
-	}
 }
 
 // mayAsk lets in root, people, and whoever runs the daemon by hand.

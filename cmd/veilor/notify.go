@@ -16,6 +16,7 @@ import (
 	"github.com/veilor/veilor-os/internal/advice"
 	"github.com/veilor/veilor-os/internal/cli"
 	"github.com/veilor/veilor-os/internal/desktop"
+	"github.com/veilor/veilor-os/internal/footprint"
 	"github.com/veilor/veilor-os/internal/meshsock"
 	"github.com/veilor/veilor-os/internal/notice"
 	"github.com/veilor/veilor-os/internal/status"
@@ -93,7 +94,7 @@ func (n *notifier) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { n.listen(ctx) })
-	wg.Go(func() { staySmall(ctx, n.log) })
+	wg.Go(func() { footprint.Keep(ctx, n.log) })
 	defer func() {
 		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), clearLimit)
 		defer cancel()

@@ -18,6 +18,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -39,27 +40,28 @@ const (
 
 // Keep waits until the start is over, returns to the kernel what only the start has
 // needed, and after that what each collection of garbage has mapped, until ctx ends.
-// An error harms nothing.
-func Keep(ctx context.Context) error {
+// What goes wrong harms nothing, and is told log.
+func Keep(ctx context.Context, log *slog.Logger) {
 	timer := time.NewTimer(settled)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 	case <-ctx.Done():
-		return nil
+		return
 	}
 	debug.FreeOSMemory()
 	collected := collections(ctx)
 	for {
 		if err := LetGo(); err != nil {
-			return err
+			log.Debug("staying as large as at the start", "err", err)
+			return
 		}
 		last := time.Now()
 		for time.Since(last) < leastApart {
 			select {
 			case <-collected:
 			case <-ctx.Done():
-				return nil
+				return
 			}
 		}
 	}
