@@ -2,7 +2,6 @@ package floors
 
 import (
 	"errors"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -232,21 +231,6 @@ func TestGaps(t *testing.T) {
 			if !strings.Contains(text, want) {
 				t.Errorf("%s say nothing of %q: %s", name, want, text)
 			}
-		}
-	}
-}
-
-func TestDirectTo(t *testing.T) {
-	const text = `{"Peer": {"a": {"TailscaleIPs": ["100.64.0.2", "fd7a::2"], "CurAddr": "10.88.1.11:41641", "Relay": "lab"},
-		"b": {"TailscaleIPs": ["100.64.0.3"], "CurAddr": "", "Relay": "lab"}}}`
-	for peer, want := range map[string]bool{"100.64.0.2": true, "100.64.0.3": false} {
-		if is, err := directTo(text, netip.MustParseAddr(peer)); err != nil || is != want {
-			t.Errorf("%s: %v, %v", peer, is, err)
-		}
-	}
-	for text, peer := range map[string]string{text: "100.64.0.9", "no": "100.64.0.2"} {
-		if is, err := directTo(text, netip.MustParseAddr(peer)); err == nil {
-			t.Errorf("%s in %q: %v", peer, text, is)
 		}
 	}
 }

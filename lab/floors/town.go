@@ -11,13 +11,13 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
-	"slices"
 	"syscall"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/veilor/veilor-os/internal/site"
+	"github.com/veilor/veilor-os/internal/tailnet"
 	"github.com/veilor/veilor-os/lab/laptop"
 	"github.com/veilor/veilor-os/lab/world"
 )
@@ -168,38 +168,19 @@ func (t *Town) direct(ctx context.Context, service site.Service) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, directLimit, fmt.Errorf("the tailnet goes through the relay to %s for longer than %v", service.Name, directLimit))
 	defer cancel()
 	at, _ := t.World.AddressesOf(service)
+	tailscaled := tailnet.New(t.Laptop.Node.Socket)
 	for {
-		text, err := t.Laptop.Node.Tailscale(ctx, "status", "--json")
+		state, err := tailscaled.State(ctx)
 		if err != nil {
 			return err
 		}
-		is, err := directTo(text, at)
-		if err != nil || is {
-			return err
+		if state.Path(at) == "direct" {
+			return nil
 		}
 		if err := pause(ctx, beat); err != nil {
 			return err
 		}
 	}
-}
-
-// directTo reads in `tailscale status --json` whether a peer is reached past any relay.
-func directTo(text string, peer netip.Addr) (bool, error) {
-	var s struct {
-		Peer map[string]struct {
-			TailscaleIPs []netip.Addr
-			CurAddr      string // empty if by a relay
-		}
-	}
-	if err := json.Unmarshal([]byte(text), &s); err != nil {
-		return false, fmt.Errorf("reading tailscale status: %w", err)
-	}
-	for _, p := range s.Peer {
-		if slices.Contains(p.TailscaleIPs, peer) {
-			return p.CurAddr != "", nil
-		}
-	}
-	return false, fmt.Errorf("reading tailscale status: it has no peer %s", peer)
 }
 
 // keptConn is a connection of the laptop's with the control server, past every
