@@ -3,23 +3,18 @@ package cost
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"time"
 
 	"github.com/veilor/veilor-os/internal/desktop/desktoptest"
 	"github.com/veilor/veilor-os/lab/daemon"
 	"github.com/veilor/veilor-os/lab/outfit"
 )
 
-// busLimit is for the bus to answer; it takes some milliseconds.
-const busLimit = 10 * time.Second
-
 // startNotifier runs `veilor notify` on a session bus, as a desktop does for who
 // logs in. Without a dbus-daemon here it is not measured.
-func (t *town) startNotifier(f *outfit.Outfit, say func(string, ...any)) (stop func(), err error) {
+func (t *town) startNotifier(ctx context.Context, f *outfit.Outfit, say func(string, ...any)) (stop func(), err error) {
 	program, err := exec.LookPath("dbus-daemon")
 	if err != nil {
 		say("NOT MEASURED: %s, which needs a dbus-daemon", notify)
@@ -29,22 +24,8 @@ func (t *town) startNotifier(f *outfit.Outfit, say func(string, ...any)) (stop f
 	if err := os.WriteFile(config, desktoptest.Config("unix:path="+socket), 0o600); err != nil {
 		return nil, fmt.Errorf("starting a session bus: %w", err)
 	}
-	log := func(name string) string { return filepath.Join(f.World.Logs, name+".log") }
-	bus, err := daemon.Start(t.world.Guest, "dbus-daemon", log("dbus-daemon"), exec.Command(program, "--config-file="+config, "--nofork"))
+	bus, err := t.startListener(ctx, "dbus-daemon", exec.Command(program, "--config-file="+config, "--nofork"), "unix", socket)
 	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), busLimit, fmt.Errorf("not ready after %v", busLimit))
-	defer cancel()
-	err = bus.Ready(ctx, func(ctx context.Context) error {
-		c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
-		if err == nil {
-			c.Close()
-		}
-		return err
-	})
-	if err != nil {
-		bus.Stop()
 		return nil, err
 	}
 	// The same laptop as lab/laptop's own.
@@ -52,7 +33,7 @@ func (t *town) startNotifier(f *outfit.Outfit, say func(string, ...any)) (stop f
 	cmd := exec.Command(f.Programs.Veilor, "--root", filepath.Join(dir, "root"), "--site", f.Lab.File, "--mesh-socket", filepath.Join(dir, "mesh.sock"),
 		"--ygg-socket", filepath.Join(dir, "ygg.sock"), "--tailscaled-socket", t.laptop.Node.Socket, "notify")
 	cmd.Env = append(os.Environ(), "DBUS_SESSION_BUS_ADDRESS=unix:path="+socket)
-	n, err := daemon.Start(t.world.Guest, notify, log(notify), cmd)
+	n, err := daemon.Start(t.world.Guest, notify, t.log(notify), cmd)
 	if err != nil {
 		bus.Stop()
 		return nil, err

@@ -144,7 +144,7 @@ func (t *town) measurePaths(ctx context.Context) ([]Path, error) {
 func (t *town) await(ctx context.Context, layer string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, switchLimit, fmt.Errorf("not on the %s after %v", layer, switchLimit))
 	defer cancel()
-	c := t.client(netip.AddrPortFrom(t.loopback, 443), false)
+	c := t.client(t.loopback, false)
 	for {
 		_, from, err := c.get(ctx, "/")
 		if err == nil && layerOf(from) == layer {
@@ -166,7 +166,7 @@ func (t *town) measurePath(ctx context.Context, layer string, at netip.Addr) (p 
 		return p, err
 	}
 	defer stop()
-	ways := [ways]netip.AddrPort{direct: netip.AddrPortFrom(at, 443), relayed: relay, forwarded: netip.AddrPortFrom(t.loopback, 443)}
+	ways := [ways]netip.AddrPort{direct: netip.AddrPortFrom(at, 443), relayed: relay, forwarded: t.loopback}
 	if p.Gigabit, err = t.downloadAtGigabit(ctx, layer, ways); err != nil {
 		return p, err
 	}

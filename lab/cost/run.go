@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -48,7 +49,7 @@ type town struct {
 	world     *world.World
 	laptop    *laptop.Laptop
 	service   string
-	loopback  netip.Addr
+	loopback  netip.AddrPort // the forwarder's
 	authority *x509.CertPool
 	// relay is a program's file, and logs a directory.
 	relay, logs string
@@ -82,11 +83,11 @@ func (r *Record) Measure(ctx context.Context, f *outfit.Outfit, o Options) error
 	}
 	defer l.Stop()
 	s := f.Lab.Site.Services[0]
-	t := &town{world: w, laptop: l, service: s.Name, loopback: s.Loopback, authority: f.Authority, relay: f.Programs.Relay, logs: f.World.Logs, say: o.Progress}
+	t := &town{world: w, laptop: l, service: s.Name, loopback: netip.AddrPortFrom(s.Loopback, 443), authority: f.Authority, relay: f.Programs.Relay, logs: f.World.Logs, say: o.Progress}
 	if r.Versions, err = program.Versions(f.Programs); err != nil {
 		return err
 	}
-	stop, err := t.startNotifier(f, o.Progress)
+	stop, err := t.startNotifier(ctx, f, o.Progress)
 	if err != nil {
 		return err
 	}
@@ -109,6 +110,9 @@ func (r *Record) Measure(ctx context.Context, f *outfit.Outfit, o Options) error
 	}
 	return l.Exited()
 }
+
+// log is the file of a program's output.
+func (t *town) log(name string) string { return filepath.Join(t.logs, name+".log") }
 
 // state is everything that is counted, at one time.
 type state struct {
@@ -203,7 +207,7 @@ func (t *town) measureIdle(ctx context.Context, d time.Duration) (Idle, error) {
 // measureRequest is what one page over a new connection has on the wire, on
 // average, everything that the overlays say meanwhile included.
 func (t *town) measureRequest(ctx context.Context, m *meter) (Wire, error) {
-	c := t.client(netip.AddrPortFrom(t.loopback, 443), false)
+	c := t.client(t.loopback, false)
 	before, err := m.read()
 	if err != nil {
 		return Wire{}, err
