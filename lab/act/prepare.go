@@ -43,7 +43,7 @@ func (s *Stage) prepare(ctx context.Context, a *console.Act) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if s.kernel, err = only(filepath.Join(root, "boot/vmlinuz-*")); err != nil {
+	if s.kernel, err = debian.Kernel(root); err != nil {
 		return "", err
 	}
 	if s.stub, err = bootc.Build(ctx, s.cache, s.log); err != nil {
@@ -76,15 +76,6 @@ func (s *Stage) prepare(ctx context.Context, a *console.Act) (string, error) {
 		return "Debian roots, programs and base image are as they were", nil
 	}
 	return fmt.Sprintf("Debian roots, programs and base image; %d made anew", built), nil
-}
-
-// only is the one file that a pattern names.
-func only(pattern string) (string, error) {
-	found, err := filepath.Glob(pattern)
-	if err != nil || len(found) != 1 {
-		return "", fmt.Errorf("looking for one %s: %d found (%v)", pattern, len(found), err)
-	}
-	return found[0], nil
 }
 
 // makeKeys makes the lab's keys once, and its site from them.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/veilor/veilor-os/lab/cache"
@@ -124,4 +125,14 @@ func (s Spec) make(ctx context.Context, dir string, log io.Writer) error {
 	cmd.Env = append(os.Environ(), "INITRD=No", "LC_ALL=C.UTF-8")
 	sandbox.Gentle(cmd)
 	return sandbox.RunLogged(ctx, cmd, log)
+}
+
+// Kernel finds the one of a root.
+func Kernel(root string) (string, error) {
+	pattern := filepath.Join(root, "boot/vmlinuz-*")
+	found, err := filepath.Glob(pattern)
+	if err != nil || len(found) != 1 {
+		return "", fmt.Errorf("looking for one %s: %d found (%v)", pattern, len(found), err)
+	}
+	return found[0], nil
 }

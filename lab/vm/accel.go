@@ -28,6 +28,11 @@ const (
 	KVM Accel = "kvm"
 )
 
+// bare is a machine without any device.
+func (a Accel) bare() []string {
+	return append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"}, a.args()...)
+}
+
 func (a Accel) args() []string {
 	if a == KVM {
 		return []string{"-accel", "kvm", "-cpu", "host"}
@@ -103,8 +108,8 @@ func probe(ctx context.Context, dir string, tools *sandbox.Root, kernel string, 
 
 	limited, cancel := context.WithTimeoutCause(ctx, probeTime, ErrTimeout)
 	defer cancel()
-	args := append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-m", "256", "-serial", "stdio"}, KVM.args()...)
-	cmd := tools.Command(limited, "qemu-system-x86_64", append(args, "-kernel", inside, "-append", "console=ttyS0 panic=-1")...)
+	args := append(KVM.bare(), "-no-reboot", "-m", "256", "-serial", "stdio", "-kernel", inside, "-append", "console=ttyS0 panic=-1")
+	cmd := tools.Command(limited, "qemu-system-x86_64", args...)
 	cmd.Cancel = func() error { return cmd.Process.Kill() }
 	var out bytes.Buffer
 	cmd.Stdout = io.MultiWriter(&out, log)

@@ -143,8 +143,8 @@ func (l *lab) start(ctx context.Context, tools, image string) *vm.Machine {
 			l.Fatal(err)
 		}
 	}
-	kernel := must(filepath.Glob(filepath.Join(must(debian.Base.Build(ctx, l.cache, l.log))(l.T), "boot/vmlinuz-*")))(l.T)
-	verdict := must(vm.Probe(ctx, l.cache, root, kernel[0], l.log))(l.T)
+	kernel := must(debian.Kernel(must(debian.Base.Build(ctx, l.cache, l.log))(l.T)))(l.T)
+	verdict := must(vm.Probe(ctx, l.cache, root, kernel, l.log))(l.T)
 	l.Logf("acceleration: %s: %s", verdict.Accel, verdict.Why)
 	data := filepath.Join(dir, "data")
 	if err := errors.Join(os.MkdirAll(data, 0o755), os.WriteFile(filepath.Join(data, "hello"), []byte("hello"), 0o644)); err != nil {

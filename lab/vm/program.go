@@ -66,9 +66,7 @@ func RunProgram(ctx context.Context, p Program, out io.Writer) error {
 	if err := errors.Join(p.Tools.Share(dir), p.Tools.Share(filepath.Dir(p.Kernel))); err != nil {
 		return fmt.Errorf("running a program in a machine: %w", err)
 	}
-	args := append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-smp", "2",
-		"-m", strconv.Itoa(p.Memory), "-serial", "stdio"}, p.Accel.args()...)
-	args = append(args, "-kernel", p.Kernel, "-initrd", initramfs, "-append",
+	args := append(p.Accel.bare(), "-no-reboot", "-smp", "2", "-m", strconv.Itoa(p.Memory), "-serial", "stdio", "-kernel", p.Kernel, "-initrd", initramfs, "-append",
 		strings.Join(append([]string{"console=ttyS0", "quiet", "panic=-1", "--", programPath}, p.Args...), " "))
 	cmd := p.Tools.Command(ctx, "qemu-system-x86_64", args...)
 	said, err := cmd.StdoutPipe()
@@ -80,12 +78,12 @@ func RunProgram(ctx context.Context, p Program, out io.Writer) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("running a program in a machine: %w", err)
 	}
-	end := ""
+	end := "" // the machine's last line
 	lines := bufio.NewScanner(said)
 	for lines.Scan() {
 		line := strings.TrimRight(lines.Text(), "\r")
-		if e, ok := strings.CutPrefix(line, ended); ok {
-			end = e
+		if strings.HasPrefix(line, ended) {
+			end = line
 			continue
 		}
 		fmt.Fprintln(out, line)
@@ -98,8 +96,8 @@ func RunProgram(ctx context.Context, p Program, out io.Writer) error {
 		return fmt.Errorf("running a program in a machine: %w: %s", err, lastLine(trouble.String()))
 	case end == "":
 		return errors.New("running a program in a machine: the machine ended before the program did")
-	case ended+end != Ended(nil):
-		return fmt.Errorf("running a program in a machine: %s", end)
+	case end != Ended(nil):
+		return fmt.Errorf("running a program in a machine: %s", strings.TrimPrefix(end, ended))
 	}
 	return nil
 }

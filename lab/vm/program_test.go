@@ -18,7 +18,7 @@ func TestRunProgram(t *testing.T) {
 	ctx := t.Context()
 	tools := must(sandbox.Overlay(must(debian.Tools.Build(ctx, l.cache, l.log))(t), t.TempDir()))(t)
 	t.Cleanup(func() { tools.Close() })
-	kernel := must(filepath.Glob(filepath.Join(must(debian.Base.Build(ctx, l.cache, l.log))(t), "boot/vmlinuz-*")))(t)[0]
+	kernel := must(debian.Kernel(must(debian.Base.Build(ctx, l.cache, l.log))(t)))(t)
 	programs := must(program.Build(ctx, "../..", filepath.Join(l.cache.Dir, "bin"), l.log))(t)
 	p := vm.Program{Tools: tools, Kernel: kernel, Accel: vm.TCG, Init: programs.Init, File: programs.Veilor, Args: []string{"version"}, Memory: 512}
 	var out bytes.Buffer

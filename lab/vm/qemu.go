@@ -201,8 +201,7 @@ func (cfg *Config) args() []string {
 	if cpus == 0 {
 		cpus = defaultCPUs
 	}
-	args := append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"}, cfg.Accel.args()...)
-	args = append(args,
+	args := append(cfg.Accel.bare(),
 		"-m", strconv.Itoa(memory), "-smp", strconv.Itoa(cpus),
 		"-drive", "if=pflash,format=raw,readonly=on,file="+firmwareCode,
 		"-drive", "if=pflash,format=raw,file="+cfg.varsFile(),

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -58,9 +57,9 @@ func inMachine(ctx context.Context, o options, b *cost.Benchmark, say func(strin
 	if err != nil {
 		return err
 	}
-	kernels, err := filepath.Glob(filepath.Join(base, "boot/vmlinuz-*"))
-	if err != nil || len(kernels) == 0 {
-		return errors.New("measuring in a machine: the base has no kernel")
+	kernel, err := debian.Kernel(base)
+	if err != nil {
+		return err
 	}
 	scratch, err := os.MkdirTemp("", "bench")
 	if err != nil {
@@ -72,7 +71,7 @@ func inMachine(ctx context.Context, o options, b *cost.Benchmark, say func(strin
 		return err
 	}
 	defer tools.Close()
-	accel, err := vm.Probe(ctx, c, tools, kernels[0], io.Discard)
+	accel, err := vm.Probe(ctx, c, tools, kernel, io.Discard)
 	if err != nil {
 		return err
 	}
@@ -87,7 +86,7 @@ func inMachine(ctx context.Context, o options, b *cost.Benchmark, say func(strin
 	say("%s again in a machine of its own: here are files for %.0f connections only", manyConnections, b.Metrics["allowed-conns"])
 	var out bytes.Buffer
 	err = vm.RunProgram(ctx, vm.Program{
-		Tools: tools, Kernel: kernels[0], Init: programs.Init, File: file, Memory: machineMemory, Accel: accel.Accel,
+		Tools: tools, Kernel: kernel, Init: programs.Init, File: file, Memory: machineMemory, Accel: accel.Accel,
 		Args: []string{"-test.run=^$", "-test.bench=^Benchmark" + manyConnections + "$", "-test.benchtime=1x"},
 	}, io.MultiWriter(&out, os.Stderr))
 	if err != nil {
