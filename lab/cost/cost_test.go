@@ -2,6 +2,7 @@ package cost
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -135,7 +136,7 @@ func TestJudge(t *testing.T) {
 			{Name: tailscaled, Memory: Memory{Resident: 80 * MB}, Core: 1, Day: Wire{Up: 9e6}},
 		}},
 		Status: Status{Warm: Times{Median: 30}, Cold: Times{Median: 60}},
-		Paths:  []Path{{Layer: tailnet, Gigabit: Download{Ratio: 0.97}, Unlimited: Download{Ratio: 0.93}, Answer: Added{Added: 20}}},
+		Paths:  []Path{{Layer: tailnet, Gigabit: Download{Ratio: 0.97}, Unlimited: Download{Ratio: 0.93}, Awake: Latency{Answer: Added{Added: 20}}, Asleep: Latency{Answer: Added{Added: 120}}}},
 		Benchmarks: []Benchmark{
 			{Name: "ForwardEcho", Metrics: map[string]float64{"added-µs": 101}},
 			{Name: "ForwardSetup", Metrics: map[string]float64{"added-µs": 500}},
@@ -152,6 +153,52 @@ func TestJudge(t *testing.T) {
 	}
 	if text := r.Markdown(); strings.Count(text, "does not hold") != len(want) || !strings.Contains(text, "| bytes of our daemons on the wire, idle | 3 MB/day | 5 | holds |") {
 		t.Errorf("the table says:\n%s", text)
+	}
+}
+
+// TestJudgeAnswers: where processors cannot be kept awake, nobody knows whether
+// the promise holds.
+func TestJudgeAnswers(t *testing.T) {
+	for name, c := range map[string]struct {
+		path Path
+		word string
+	}{
+		"in time":      {Path{Awake: Latency{Answer: Added{Added: 100}}}, "holds"},
+		"late":         {Path{Awake: Latency{Answer: Added{Added: 101}}}, "does not hold"},
+		"not measured": {Path{Asleep: Latency{Answer: Added{Added: 20}}, Unmeasured: "no such device"}, "not measured: no such device"},
+	} {
+		r := Record{Paths: []Path{c.path}}
+		r.Judge()
+		if p := r.Promises[1]; p.word() != c.word || p.Holds != (c.word == "holds") {
+			t.Errorf("%s: %+v", name, p)
+		}
+		if rows := strings.Count(r.Markdown(), "\n| | answer"); (rows == 1) != (c.path.Unmeasured != "") {
+			t.Errorf("%s: %d rows of answers", name, rows)
+		}
+	}
+}
+
+// TestKeepAwake: the kernel knows of the wish while it holds, and no longer.
+func TestKeepAwake(t *testing.T) {
+	wish := func() uint32 {
+		t.Helper()
+		b, err := os.ReadFile(wakeups)
+		if err != nil || len(b) < 4 {
+			t.Skipf("SKIPPED, nothing shown: this machine has no %s to read: %v", wakeups, err)
+		}
+		return binary.NativeEndian.Uint32(b)
+	}
+	before := wish()
+	release, err := keepAwake()
+	if err != nil {
+		t.Fatal(err)
+	}
+	during := wish()
+	if err := release(); err != nil {
+		t.Error(err)
+	}
+	if after := wish(); during != 0 || after != before {
+		t.Errorf("the processors may sleep for %d, %d and %d µs before, while and after they are kept awake", before, during, after)
 	}
 }
 

@@ -187,16 +187,32 @@ func (t *town) measurePath(ctx context.Context, layer string, at netip.Addr) (p 
 		return round(d.Seconds() * 1000 * MB / float64(carried*downloadSize))
 	}
 	p.Work, p.ForwardWork = perGB(after.all-before.all, rounds*len(ways)), perGB(after.forwarder-before.forwarder, rounds)
-	took, err := t.inTurn(ctx, layer, ways, "/", true, answers)
+	if p.Asleep, err = t.measureAdded(ctx, layer, ways); err != nil {
+		return p, err
+	}
+	release, err := keepAwake()
 	if err != nil {
-		return p, err
+		t.say("not measured: %v", err)
+		p.Unmeasured = err.Error()
+		return p, nil
 	}
-	p.Answer = addedOf(took)
-	if took, err = t.inTurn(ctx, layer, ways, "/", false, connects); err != nil {
-		return p, err
+	defer release()
+	p.Awake, err = t.measureAdded(ctx, layer, ways)
+	return p, err
+}
+
+// measureAdded measures what a way adds to small questions.
+func (t *town) measureAdded(ctx context.Context, layer string, to [ways]netip.AddrPort) (l Latency, err error) {
+	took, err := t.inTurn(ctx, layer, to, "/", true, answers)
+	if err != nil {
+		return l, err
 	}
-	p.Connect = addedOf(took)
-	return p, nil
+	l.Answer = addedOf(took)
+	if took, err = t.inTurn(ctx, layer, to, "/", false, connects); err != nil {
+		return l, err
+	}
+	l.Connect = addedOf(took)
+	return l, nil
 }
 
 // downloadAtGigabit limits the ISP's leg meanwhile.
