@@ -35,8 +35,9 @@ type Condition struct {
 
 	// Service is whom the cells are about; empty is the site's first service.
 	Service string
-	// Direct says that the laptop and the service's host have found each other past
-	// any relay before it begins, as machines have that stand side by side for hours.
+	// Direct says that the service's host has just started, and that it and the
+	// laptop have found each other past any relay before it begins, as machines
+	// have that stand side by side for hours.
 	Direct bool
 
 	// Begin does what is no rule, after the rules; End undoes it, before they are

@@ -58,8 +58,14 @@ func (t *Town) settle(ctx context.Context, cfg laptop.Config) error {
 	}
 	// Headscale 0.29.3 was seen not to tell a host of those who join after it, if a
 	// policy was loaded just when it had come. One that starts is told of all.
-	return t.World.AtticHost.Restart(ctx)
+	return t.hostAnew(ctx)
 }
+
+// hostAnew starts the tailscaled of the host in the laptop's network anew. It keeps
+// a connection with the control server that the router has forgotten for as long
+// as TCP does, a quarter of an hour, and is not told meanwhile that the laptop has
+// started anew and has other keys.
+func (t *Town) hostAnew(ctx context.Context) error { return t.World.AtticHost.Restart(ctx) }
 
 // stop ends the programs of every laptop.
 func (t *Town) stop() {

@@ -31,9 +31,8 @@ const (
 	answerLimit = 15 * time.Second
 	// freshLimit is the same for programs that have just started.
 	freshLimit = 30 * time.Second
-	// directLimit is for two machines to find each other past the relay. Without the
-	// control server one does not know the keys of the other after a restart, and
-	// tailscaled was seen to wait two minutes for one that is back.
+	// directLimit is for two machines to find each other past the relay. A laptop that
+	// could not reach the control server was seen to ask it again after two minutes.
 	directLimit = 3 * time.Minute
 	// hitLimit is how long a rule may go without acting on anything.
 	hitLimit = 30 * time.Second
@@ -90,6 +89,11 @@ func (t *Town) measure(ctx context.Context, c Condition, o Options, row *Row) (e
 		return err
 	}
 	began := time.Now()
+	if c.Direct {
+		if err := t.hostAnew(ctx); err != nil {
+			return fmt.Errorf("before it: %w", err)
+		}
+	}
 	if err := t.steady(ctx, service); err != nil {
 		return fmt.Errorf("before it: %w", err)
 	}
