@@ -147,6 +147,14 @@ func Conditions() []Condition {
 	}
 }
 
+// byChance are conditions in which it is the luck of a few packets whether a layer
+// by itself answers in time, and why: one that does not in every round is red. Of
+// the product more is asked.
+var byChance = map[string]string{
+	"udp-throttled": "which packets a full limit drops is chance",
+	"loss-20":       "which packets are lost is chance",
+}
+
 func nothing(context.Context, *Town) error { return nil }
 
 // ask puts one question, so that the rule has something to drop: the laptop's

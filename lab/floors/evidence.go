@@ -45,7 +45,8 @@ const (
 	Green Result = "green"
 	Red   Result = "red"
 	NA    Result = "n/a"
-	// Flaky: green in some rounds and red in others, which is a bug.
+	// Flaky: green in some rounds and red in others, which is a bug; but see
+	// byChance.
 	Flaky Result = "flaky"
 )
 
@@ -301,6 +302,10 @@ func (row *Row) add(c Cell) {
 	for i := range row.Cells {
 		if have := &row.Cells[i]; have.Layer == c.Layer && have.Mode == c.Mode {
 			have.add(c)
+			if why := byChance[row.ID]; why != "" && have.Result == Flaky && have.Layer != Product {
+				have.Result, have.Seconds = Red, 0
+				have.Reason = fmt.Sprintf("no answer in %d of %d rounds: %s", have.missed(), len(have.Rounds), why)
+			}
 			return
 		}
 	}
@@ -327,6 +332,17 @@ func (have *Cell) add(c Cell) {
 	if c.Reason != "" {
 		have.Reason = c.Reason
 	}
+}
+
+// missed is in how many rounds there was no answer.
+func (have *Cell) missed() int {
+	n := 0
+	for _, r := range have.Rounds {
+		if r < 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // Read reads a record.

@@ -110,6 +110,40 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// TestByChance: where packets pass by chance a layer is as good as its worst round,
+// in whichever order the rounds come; the product has to answer in each.
+func TestByChance(t *testing.T) {
+	round := func(layer string, seconds float64) Cell {
+		if seconds < 0 {
+			return Cell{Layer: layer, Mode: New, Result: Red, Rounds: []float64{-1}, Reason: "no answer"}
+		}
+		return Cell{Layer: layer, Mode: New, Result: Green, Seconds: seconds, Rounds: []float64{seconds}}
+	}
+	for _, rounds := range [][]float64{{-1, 2, 3}, {2, -1, 3}, {2, 3, -1}} {
+		for _, c := range []struct {
+			id, layer, reason string
+			want              Result
+		}{
+			{"udp-throttled", Tailnet, "no answer in 1 of 3 rounds: which packets a full limit drops is chance", Red},
+			{"udp-throttled", Product, "no answer", Flaky},
+			{"udp", Tailnet, "no answer", Flaky},
+		} {
+			row := Row{ID: c.id}
+			for _, seconds := range rounds {
+				row.add(round(c.layer, seconds))
+			}
+			if got := row.Cells[0]; got.Result != c.want || got.Reason != c.reason || (got.Seconds == 0) != (c.want == Red) {
+				t.Errorf("%s, %s, %v: %+v", c.id, c.layer, rounds, got)
+			}
+		}
+	}
+	for id := range byChance {
+		if !slices.ContainsFunc(Conditions(), func(c Condition) bool { return c.ID == id }) {
+			t.Errorf("there is no condition %s", id)
+		}
+	}
+}
+
 func TestBroken(t *testing.T) {
 	green := func(mode string, seconds float64) Cell {
 		return Cell{Layer: Product, Mode: mode, Result: Green, Seconds: seconds, Rounds: []float64{seconds}}
